@@ -1,0 +1,399 @@
+-- Live streams: a view in schema live, and one call.
+
+create or replace function pgpulse.tables_behind(relation regclass) returns setof regclass
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+    with recursive behind (id) as (
+        select relation::oid
+        union
+        select d.refobjid
+        from behind b
+        join pg_rewrite r on r.ev_class = b.id
+        join pg_depend d on d.classid = 'pg_rewrite'::regclass and d.objid = r.oid
+        where d.refclassid = 'pg_class'::regclass
+            and d.refobjid <> b.id
+    )
+    select c.oid::regclass
+    from behind b
+    join pg_class c on c.oid = b.id
+    where c.relkind in ('r', 'p', 'f')
+    order by c.oid
+$$;
+
+comment on function pgpulse.tables_behind(regclass) is
+    'The tables that a view reads, through other views too; a table gives itself.';
+
+create or replace function pgpulse.view_columns(relation regclass)
+returns table (name text, part text, type text)
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select
+        a.attname::text,
+        case
+            when a.atttypid = 'timestamptz'::regtype
+                and a.attnum = min(a.attnum) filter (where a.atttypid = 'timestamptz'::regtype) over ()
+                then 'time'
+            when t.typcategory in ('S', 'E') or a.atttypid = 'uuid'::regtype then 'label'
+            when t.typcategory in ('N', 'B') then 'field'
+        end,
+        format_type(a.atttypid, null)
+    from pg_attribute a
+    join pg_type t on t.oid = a.atttypid
+    where a.attrelid = relation
+        and a.attnum > 0
+        and not a.attisdropped
+    order by a.attnum
+$$;
+
+comment on function pgpulse.view_columns(regclass) is
+    'Columns of a stream''s view and their part: time, label, field, or null where it has none.';
+
+create or replace function pgpulse.column_list(relation regclass) returns text
+language sql
+stable
+as $$
+    select string_agg(format('%s %s', name, type), ', ' order by name)
+    from pgpulse.view_columns(relation)
+$$;
+
+create or replace function pgpulse.add_stream(
+    stream text,
+    history interval default null,
+    step interval default null,
+    rows int default 300,
+    beat interval default '250 milliseconds',
+    split text default null,
+    stream_id text default 'pgpulse'
+) returns void
+language plpgsql
+as $$
+declare
+    view regclass := to_regclass(format('live.%I', stream));
+    now_columns text;
+    old_columns text;
+    odd text;
+    watched regclass;
+begin
+    if view is null then
+        raise exception 'Cannot add stream "%": there is no view live.%', stream, quote_ident(stream)
+            using hint = 'Create the view first, then call pgpulse.add_stream again';
+    end if;
+    if not exists (select from pgpulse.view_columns(view) where part = 'time')
+        or not exists (select from pgpulse.view_columns(view) where part = 'field') then
+        raise exception
+            'Cannot add stream "%": its view needs a timestamptz column and a numeric column', stream
+            using hint = 'It has ' || coalesce(pgpulse.column_list(view), 'no columns')
+                || '; cast them in the view';
+    end if;
+    select string_agg(format('%s (%s)', name, type), ', ') into odd
+    from pgpulse.view_columns(view)
+    where part is null;
+    if odd is not null then
+        raise exception 'Cannot add stream "%": it cannot show the column %', stream, odd
+            using hint = 'Cast it to text for a label or to a number for a field, or leave it out';
+    end if;
+    if split is not null and not exists (
+        select from pgpulse.view_columns(view) where name = split and part = 'label'
+    ) then
+        raise exception 'Cannot split stream "%": its view has no text column "%"', stream, split
+            using hint = 'It has ' || pgpulse.column_list(view);
+    end if;
+    now_columns := pgpulse.column_list(view);
+    select s.columns into old_columns from pgpulse.streams s where s.stream = add_stream.stream;
+    if old_columns <> now_columns then
+        raise exception 'Cannot change the columns of stream "%" from (%) to (%)',
+            stream, old_columns, now_columns
+            using hint = 'Open panels break when a channel''s fields change: give the new view another '
+                || 'name, or pgpulse.drop_stream it first and reload the panels';
+    end if;
+    insert into pgpulse.streams as s
+        (stream, stream_id, rows, history, step, beat, split, columns)
+    values (
+        stream,
+        stream_id,
+        rows,
+        history,
+        case when history is not null then coalesce(step, history * 5 / (rows * 3)) end,
+        beat,
+        split,
+        now_columns
+    )
+    on conflict on constraint streams_pkey do update
+    set stream_id = excluded.stream_id,
+        rows = excluded.rows,
+        history = excluded.history,
+        step = excluded.step,
+        beat = excluded.beat,
+        split = excluded.split;
+    for watched in select pgpulse.tables_behind(view) loop
+        begin
+            perform pgpulse.watch(watched);
+        exception when insufficient_privilege or wrong_object_type then
+            raise notice 'Table % cannot be watched (%): stream "%" is read on its beat instead',
+                watched, sqlerrm, stream;
+        end;
+    end loop;
+end
+$$;
+
+comment on function pgpulse.add_stream is
+    'Makes the view live.<stream> a live stream, or changes one; a running relay picks it up. '
+    'history and step add a coarse part before the newest rows: one row every step, back to history. '
+    'rows: size of the window in distinct milliseconds, the coarse part included; panels set '
+    'maxDataPoints to half of it. beat: shortest time between two pushes. split: a text column with '
+    'a channel for each of its values. stream_id: second part of the address.';
+
+create or replace function pgpulse.drop_stream(stream text) returns void
+language plpgsql
+as $$
+declare
+    watched regclass;
+begin
+    delete from pgpulse.streams s where s.stream = drop_stream.stream;
+    if not found then
+        raise exception 'Cannot drop stream "%": there is none of that name', stream
+            using hint = 'select stream from pgpulse.streams lists them';
+    end if;
+    for watched in
+        select t.tgrelid::regclass
+        from pg_trigger t
+        where t.tgname = 'pgpulse_hint'
+            and t.tgparentid = 0
+            and t.tgrelid <> 'pgpulse.streams'::regclass
+            and not exists (
+                select
+                from pgpulse.streams s,
+                    pgpulse.tables_behind(to_regclass(format('live.%I', s.stream))) b
+                where b = t.tgrelid
+            )
+    loop
+        execute format('drop trigger pgpulse_hint on %s', watched);
+    end loop;
+end
+$$;
+
+comment on function pgpulse.drop_stream is
+    'Ends a stream; its view stays. Grafana keeps the channel''s last frame until it restarts.';
+
+create or replace function pgpulse.channel(stream text, value text default null) returns text
+language sql
+immutable
+parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+    select case
+        when value is null then stream
+        when value ~ '^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,79}$' then stream || '/' || value
+        else stream || '/' || case
+            when length(encoded) <= 80 then encoded
+            else left(encoded, 60) || '=' || md5(value)
+        end
+    end
+    from (
+        select coalesce(string_agg(
+            case
+                when c ~ '[A-Za-z0-9_-]' or (c = '.' and i > 1) then c
+                else regexp_replace(upper(encode(convert_to(c, 'UTF8'), 'hex')), '(..)', '=\1', 'g')
+            end,
+            '' order by i
+        ), '=') as encoded
+        from regexp_split_to_table(nullif(value, ''), '') with ordinality as chars (c, i)
+    ) as encoding
+$$;
+
+comment on function pgpulse.channel is
+    'Name of the channel of one value of a split stream. Grafana allows A-Z a-z 0-9 _ - . / = only: '
+    'every other byte is written =XX, long names end in an MD5, so no two values share a channel.';
+
+create or replace function pgpulse.stream_plans()
+returns table (
+    stream text,
+    stream_id text,
+    rows int,
+    coarse_rows int,
+    beat_ms float8,
+    split text,
+    labels text[],
+    fields text[],
+    tables text[],
+    read_all text,
+    read_tail text,
+    fault text
+)
+language plpgsql
+stable
+as $$
+#variable_conflict use_column
+declare
+    s pgpulse.streams;
+    view regclass;
+    t text;
+    label_list text;
+    output text;
+    per_label text;
+    own_part text;
+begin
+    for s in select * from pgpulse.streams order by 1 loop
+        view := to_regclass(format('live.%I', s.stream));
+        stream := s.stream;
+        stream_id := s.stream_id;
+        rows := s.rows;
+        coarse_rows := coalesce(ceil(extract(epoch from s.history) / extract(epoch from s.step)), 0);
+        beat_ms := extract(epoch from s.beat) * 1000;
+        split := s.split;
+        fault := case
+            when view is null then 'its view is gone'
+            when pgpulse.column_list(view) <> s.columns then format(
+                'its columns changed from (%s) to (%s); give the changed view another name and add '
+                    'that, or drop_stream and add_stream this one and reload the panels',
+                s.columns, pgpulse.column_list(view)
+            )
+        end;
+        if fault is null then
+            select
+                min(format('%I', name)) filter (where part = 'time'),
+                coalesce(array_agg(name) filter (where part = 'label'), '{}'),
+                array_agg(name) filter (where part = 'field'),
+                string_agg(format('v.%I', name), ', ') filter (where part = 'label'),
+                string_agg(format(
+                    case
+                        when type = 'boolean' then 'v.%I::int::float8'
+                        when part = 'field' then 'v.%I::float8'
+                        else 'v.%I::text'
+                    end,
+                    name
+                ), ', ' order by part desc, name) filter (where part <> 'time')
+            into t, labels, fields, label_list, output
+            from pgpulse.view_columns(view);
+            -- output lists labels before fields, each by name: the arrays follow the same order
+            select array_agg(l order by l) into labels from unnest(labels) l;
+            select array_agg(f order by f) into fields from unnest(fields) f;
+            labels := coalesce(labels, '{}');
+            tables := array(select b::text from pgpulse.tables_behind(view) b);
+            own_part := case when s.split is null then '' else format('v.%I = part.value and', s.split) end;
+
+            read_tail := format(
+                $q$select extract(epoch from v.%1$s)::float8 * 1000 as ms, %2$s
+from live.%3$I v
+where v.%1$s >= least(to_timestamp($2::float8 / 1000), now() - interval '2 seconds')
+    and v.%1$s <= now() + interval '1 minute'
+order by v.%1$s desc
+limit $1$q$,
+                t, output, s.stream
+            );
+
+            -- The newest rows, $1 of them for each channel.
+            read_all := format(
+                $q$select extract(epoch from v.%1$s)::float8 * 1000 as ms, %2$s, true as fine
+from (
+    select v.*
+    from live.%3$I v
+    where %4$s v.%1$s <= now() + interval '1 minute'
+    order by v.%1$s desc
+    limit $1
+) v$q$,
+                t, output, s.stream, own_part
+            );
+            if s.history is not null then
+                -- At each grid point the value that was the newest then: its row is no older than a step.
+                per_label := case when label_list is null then '' else
+                    format('distinct on (%s)', label_list) end;
+                read_all := read_all || format(
+                    $q$
+union all
+select extract(epoch from grid.at)::float8 * 1000, %2$s, false
+from generate_series(
+    date_bin(%5$L, now(), 'epoch') - %6$L::interval + %5$L::interval,
+    date_bin(%5$L, now(), 'epoch'),
+    %5$L
+) as grid (at)
+cross join lateral (
+    select %7$s v.*
+    from live.%3$I v
+    where %4$s v.%1$s > grid.at - %5$L::interval
+        and v.%1$s <= grid.at
+    order by %8$s v.%1$s desc
+    %9$s
+) v$q$,
+                    t, output, s.stream, own_part, s.step, s.history,
+                    per_label, label_list || ',', case when label_list is null then 'limit 1' end
+                );
+            end if;
+            if s.split is not null then
+                read_all := format(
+                    $q$select rows_of_part.*
+from (
+    select distinct v.%2$I as value
+    from live.%3$I v
+    where v.%1$s > now() - %4$L::interval and v.%2$I is not null
+    order by 1
+) as part
+cross join lateral (
+%5$s
+) as rows_of_part$q$,
+                    t, s.split, s.stream, coalesce(s.history, interval '1 day'), read_all
+                );
+            end if;
+        else
+            labels := '{}';
+            fields := '{}';
+            tables := '{}';
+            read_all := null;
+            read_tail := null;
+        end if;
+        return next;
+    end loop;
+end
+$$;
+
+comment on function pgpulse.stream_plans() is
+    'How to read each stream. read_all ($1: rows) gives the whole window, read_tail ($1: rows, $2: '
+    'milliseconds since 1970) what came since; columns: ms, labels and fields by name, and for '
+    'read_all whether the row is one of the newest (fine) or of the coarse part. Rows more than a '
+    'minute in the future wait until their time has come.';
+
+create or replace function pgpulse.split_values(stream text) returns setof text
+language plpgsql
+stable
+as $$
+declare
+    s pgpulse.streams;
+    t text;
+begin
+    select * into s from pgpulse.streams as known where known.stream = split_values.stream;
+    if s.split is null then
+        return query select null::text where found;
+        return;
+    end if;
+    select name into t
+    from pgpulse.view_columns(to_regclass(format('live.%I', stream)))
+    where part = 'time';
+    return query execute format(
+        'select distinct %1$I::text from live.%2$I where %3$I > now() - $1 and %1$I is not null order by 1',
+        s.split, stream, t
+    ) using coalesce(s.history, interval '1 day');
+end
+$$;
+
+comment on function pgpulse.split_values(text) is
+    'Values of the column that splits the stream, one row each; one null for a stream that is whole.';
+
+create or replace view pgpulse.channels as
+select
+    s.stream,
+    value,
+    pgpulse.channel(s.stream, value) as channel,
+    'stream/' || s.stream_id || '/' || pgpulse.channel(s.stream, value) as address,
+    concat_ws(' ', s.stream, value) as label,
+    s.rows
+from pgpulse.streams s
+cross join lateral pgpulse.split_values(s.stream) as value;
+
+comment on view pgpulse.channels is 'Every channel that the relay serves; address is what a panel subscribes to.';
+
+-- The registry is watched by its own means: the relay hears of a new stream at once.
+select pgpulse.watch('pgpulse.streams');

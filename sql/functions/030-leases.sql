@@ -1,0 +1,19 @@
+-- Leases: one holder at a time, through any pooler, by the database's clock.
+
+create or replace function pgpulse.hold_lease(lease text, holder text, seconds float8) returns boolean
+language sql
+security definer
+set search_path = pgpulse, pg_temp
+as $$
+    insert into pgpulse.leases as l (lease, holder, until)
+    values (lease, holder, clock_timestamp() + make_interval(secs => seconds))
+    on conflict on constraint leases_pkey do update
+    set holder = excluded.holder,
+        until = excluded.until
+    where l.holder = excluded.holder
+        or l.until < clock_timestamp()
+    returning true
+$$;
+
+comment on function pgpulse.hold_lease is
+    'Takes or renews a lease; null when somebody else holds it. seconds <= 0 gives it back.';

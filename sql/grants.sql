@@ -1,0 +1,34 @@
+-- All rights, role by role; run at every migrate, so that a role made later gets its own too.
+
+-- Runs as its owner: whoever may call it could keep the relays from their work.
+revoke execute on function pgpulse.hold_lease from public;
+
+do $$
+begin
+    if to_regrole('server') is not null then
+        grant usage on schema public, live, pgpulse to server;
+        grant select, insert on public.metrics, public.live_metrics to server;
+        grant usage on sequence public.metrics_id_seq, public.live_metrics_id_seq to server;
+        grant select on all tables in schema live to server;
+        grant select on pgpulse.streams, pgpulse.channels to server;
+        grant execute on function pgpulse.hold_lease to server;
+        alter default privileges in schema live grant select on tables to server;
+    end if;
+end
+$$;
+
+-- Reads everything, now and later, and nothing else.
+do $$
+begin
+    if to_regrole('grafana_readonly') is not null then
+        execute format('grant connect on database %I to grafana_readonly', current_database());
+        grant usage on schema public, live, pgpulse to grafana_readonly;
+        grant select on all tables in schema public, live, pgpulse to grafana_readonly;
+        grant select on all sequences in schema public, live, pgpulse to grafana_readonly;
+        alter default privileges in schema public, live, pgpulse
+            grant select on tables to grafana_readonly;
+        alter default privileges in schema public, live, pgpulse
+            grant select on sequences to grafana_readonly;
+    end if;
+end
+$$;
