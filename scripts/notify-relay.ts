@@ -1,0 +1,1510 @@
+/**
+ * Shows PostgreSQL live in Grafana: pushes each stream of schema `live` to Grafana Live.
+ *
+ *     deno run --no-prompt --allow-env --allow-net --allow-read --allow-write=.pgpulse \
+ *         --allow-sys=hostname scripts/notify-relay.ts
+ *
+ * Needs: a database that scripts/migrate.ts has prepared, as role `server`; GRAFANA_URL.
+ * Costs: 60 MB of memory; under 1 % of a core when nothing moves. Each stream is read at most a
+ * tenth of the time, whatever its view costs.
+ *
+ * How it works. Every push is a whole window, always of the same number of rows, so that each
+ * frame replaces the picture: a panel is full when it opens, and whatever was lost heals with the
+ * next frame. NOTIFY only says that something changed; the truth is read from the view.
+ */
+import { parseArgs } from "node:util";
+import { dirname } from "node:path";
+import postgres from "npm:postgres@3.4.9";
+import { type Context, Hono } from "npm:hono@4.13.19";
+import { streamSSE } from "npm:hono@4.13.19/streaming";
+import uplotCss from "npm:uplot@1.6.32/dist/uPlot.min.css" with { type: "text" };
+import uplotJs from "npm:uplot@1.6.32/dist/uPlot.iife.min.js" with { type: "text" };
+
+const HELP = `notify-relay: shows PostgreSQL live in Grafana
+
+Pushes every stream of schema live (see pgpulse.add_stream) to Grafana Live, and serves the same
+streams to other programs.
+
+Usage: notify-relay.ts [flags]
+       notify-relay.ts --panel STREAM [--type gauge]
+
+  --port N         HTTP port (default: RELAY_PORT, else 8090)
+  --listen HOST    address to listen on (default: 127.0.0.1)
+  --budget SIZE    bytes a second for each Grafana, as 500kB or 2MB (default: 1MB); above it the
+                   beats slow down
+  --state FILE     where tokens that it made are kept (default: .pgpulse/relay-tokens.json)
+  --panel STREAM   prints a panel for the stream, ready to paste into a dashboard, and ends
+  --type TYPE      type of that panel (default: timeseries)
+  --help           this text
+
+Environment:
+  DATABASE_URL     or DB_HOST, DB_PORT, DB_NAME, DB_USER, DB_PASSWORD, DB_SSLMODE
+  GRAFANA_URL      one address or several with commas; none: serves other programs only
+  GRAFANA_TOKEN    service account token (role Editor), one for each address, with commas; also
+                   GRAFANA_API_KEY. Without it the relay signs in once with GF_SECURITY_ADMIN_USER
+                   and GF_SECURITY_ADMIN_PASSWORD and makes itself a service account
+
+Serves: /                one page that shows every stream
+        /streams         list; as text/event-stream: every stream
+        /streams/NAME    server-sent events: "window" (all rows), then "rows" (new or changed ones)
+        /healthz         200 while it works; says what it cannot reach
+        /metrics         for Prometheus
+
+Costs: about 60 MB of memory, under 1 % of a core when nothing moves; in Grafana about 1.25 % of a
+core for each push of 300 rows a second.
+
+Examples:
+  DATABASE_URL=postgres://server:secret@db/testdb GRAFANA_URL=http://localhost:3000 \\
+      GRAFANA_TOKEN=glsa_... deno task relay
+  deno task relay --panel metrics
+  curl -N http://localhost:8090/streams/metrics
+`;
+
+/** Rows of a Grafana message must stay below this; Grafana itself refuses 500 * 1024 bytes. */
+const MAX_MESSAGE = 480 * 1024;
+/** Series of one channel; browsers never drop a label that they saw. */
+const MAX_SERIES = 100;
+/** Channels of one split stream; Grafana never forgets a channel. */
+const MAX_CHANNELS = 500;
+/** Every window is pushed again so often: Grafana's cache of last frames ends with its process. */
+const REPUSH_MS = 10_000;
+/** Whole windows are read again so often: late commits, updates and deletes show by then. */
+const FULL_MS = 10_000;
+/** Tails are read at least so often, whatever LISTEN says. */
+const TAIL_MS = 1_500;
+/** Rows that became visible out of order within this time are seen by the next tail read. */
+const OVERLAP_MS = 2_000;
+const PULSE_MS = 1_200;
+const LEASE_S = 3.5;
+
+// --- copied helper: connect (house_test.ts holds the copies equal) ---
+/**
+ * Opens the database of DATABASE_URL, else of DB_HOST, DB_PORT, DB_NAME, DB_USER, DB_PASSWORD.
+ * sslmode (in the URL, else DB_SSLMODE) means what it means to libpq; sslrootcert names a CA file.
+ * `address` names another variable that wins over DATABASE_URL where it is set.
+ */
+export function connect(
+  options: postgres.Options<Record<string, never>> = {},
+  address = "DATABASE_URL",
+): postgres.Sql {
+  const env = (name: string, otherwise = "") => Deno.env.get(name) || otherwise;
+  const whole = env(address) || env("DATABASE_URL");
+  const url = URL.parse(
+    whole || `postgres://${env("DB_HOST", "localhost")}:${env("DB_PORT", "5432")}`,
+  );
+  if (!url || !/^postgres(ql)?:$/.test(url.protocol)) {
+    throw new Error(
+      `Cannot read ${whole ? address : "DB_HOST and DB_PORT"}: expected ` +
+        `postgres://user:password@host:5432/database; write @ / : # % in a password as %40 %2F %3A %23 %25`,
+    );
+  }
+  const mode = url.searchParams.get("sslmode") ?? env("DB_SSLMODE", "prefer");
+  const root = url.searchParams.get("sslrootcert") ?? env("DB_SSLROOTCERT");
+  const ca = root && root !== "system" ? Deno.readTextFileSync(root) : undefined;
+  const anyName = { checkServerIdentity: () => undefined };
+  const ssl = {
+    disable: false,
+    allow: "prefer",
+    prefer: "prefer",
+    require: ca ? { ca, ...anyName } : "require",
+  }[mode] ??
+    (mode === "verify-ca" ? { ca, ...anyName } : { ca });
+  // A pooler in transaction mode forgets prepared statements; its URL says pgbouncer=true.
+  const prepare = url.searchParams.get("pgbouncer") !== "true";
+  for (const name of ["sslmode", "sslrootcert", "pgbouncer"]) url.searchParams.delete(name);
+  const part = (inUrl: string, name: string, otherwise: string) =>
+    decodeURIComponent(inUrl) || env(name, otherwise);
+  return postgres(url.href, {
+    user: part(url.username, "DB_USER", "server"),
+    password: part(url.password, "DB_PASSWORD", env("PGPASSWORD")),
+    database: part(url.pathname.slice(1), "DB_NAME", "testdb"),
+    // deno-lint-ignore no-explicit-any -- the type knows fewer forms of ssl than the driver
+    ssl: ssl as any,
+    prepare,
+    connect_timeout: 10,
+    onnotice: () => {},
+    ...options,
+  });
+}
+// --- end of connect ---
+
+// --- copied helper: explain (house_test.ts holds the copies equal) ---
+/** Says what went wrong with the database, why that is likely, and what to do; never a secret. */
+export function explain(error: unknown, sql?: postgres.Sql): string {
+  const { code = "", message = String(error) } = error as { code?: string; message?: string };
+  const { host, port, user, database } = sql?.options ?? {};
+  const at = sql ? `"${host}:${port}"` : "the database";
+  const cause: Record<string, string> = {
+    ECONNREFUSED: "nothing listens there; start it (deno task dev) or set DATABASE_URL",
+    ENOTFOUND: "no such host; correct the host in DATABASE_URL",
+    CONNECT_TIMEOUT: "no answer; look at the address, the firewall and the network",
+    CONNECTION_CLOSED: "it closed the connection; it may be restarting",
+    CONNECTION_ENDED: "the connection was ended",
+    "28P01": `the password of "${user}" is wrong; correct it in DATABASE_URL or DB_PASSWORD`,
+    "28000": `"${user}" may not log in this way; look at pg_hba.conf and sslmode`,
+    "3D000": `there is no database "${database}"; create it or correct DATABASE_URL`,
+    "42P01": `${message}; run deno task migrate`,
+    "42501": `${message}; log in as the right role or run deno task migrate`,
+    "53100": "its disk is full; free some space, nothing is lost meanwhile",
+    "53300": "it has no connection free; raise max_connections or close some",
+    "57P03": "it is starting or stopping; wait a moment",
+  };
+  return `Cannot use ${at}: ${cause[code] ?? message}`;
+}
+// --- end of explain ---
+
+// --- windows ---------------------------------------------------------------------------------
+
+/** How a stream is read; a row of pgpulse.stream_plans(). */
+export interface Plan {
+  stream: string;
+  stream_id: string;
+  rows: number;
+  coarse_rows: number;
+  beat_ms: number;
+  split: string | null;
+  labels: string[];
+  fields: string[];
+  tables: string[];
+  read_all: string;
+  read_tail: string;
+  fault: string | null;
+}
+
+/** One row of a window: its time in whole milliseconds, its series, and the line that is pushed. */
+export interface Row {
+  ms: number;
+  series: string;
+  line: string;
+  values: (string | number | null)[];
+}
+
+/**
+ * Text that survives as a label: the browser splits labels at commas and equals signs, and line
+ * protocol has no empty values.
+ */
+export function labelText(value: unknown): string {
+  const text = value === null ? "(null)" : String(value);
+  // deno-lint-ignore no-control-regex -- newlines end a line of the protocol
+  return text.replace(/[\x00-\x1f\x7f]+/g, " ").trim().replaceAll(",", ";").replaceAll("=", ":")
+    .replaceAll("\\", "/") || "(empty)";
+}
+
+const escape = (text: string) => labelText(text).replaceAll(" ", "\\ ");
+
+/** A row as InfluxDB line protocol; every field is always there, as a frame's fields never change. */
+export function toRow(channel: string, plan: Plan, ms: number, values: Row["values"]): Row {
+  const labels = plan.labels.map((name, i) =>
+    `,${escape(name)}=${escape(String(values[i] ?? "(null)"))}`
+  );
+  const fields = plan.fields.map((name, i) => {
+    const value = values[plan.labels.length + i];
+    // Grafana reads the text NaN as null; a bare NaN or infinity it refuses.
+    return `${escape(name)}=${Number.isFinite(value) ? value : '"NaN"'}`;
+  });
+  const series = labels.join("");
+  return { ms, series, values, line: `${channel}${series} ${fields.join()} ${ms}000000` };
+}
+
+/** The newest `count` distinct milliseconds of rows, ordered by time, the last of doubles. */
+export function newest(rows: Row[], count: number): Row[] {
+  const byKey = new Map(rows.map((row) => [`${row.ms}${row.series}`, row]));
+  const ordered = [...byKey.values()].sort((a, b) => a.ms - b.ms || (a.series < b.series ? -1 : 1));
+  let start = ordered.length;
+  for (let distinct = 0; start > 0; start--) {
+    if (ordered[start - 1].ms !== ordered[start]?.ms && ++distinct > count) break;
+  }
+  return ordered.slice(start);
+}
+
+/** What one Grafana channel shows. */
+export class Channel {
+  /** Newest rows, as they are. */
+  fine: Row[] = [];
+  /** One row for each step of history, by time; those older than the oldest fine row are shown. */
+  coarse: Row[] = [];
+  /** What is pushed; empty while there is nothing to show. */
+  text = "";
+  /** Counts changes of `text`. */
+  version = 0;
+  /** Only every so many-th time is shown, where all would be too long for a message. */
+  thinned = 1;
+  #series = new Set<string>();
+  #tooMany = false;
+
+  constructor(readonly plan: Plan, readonly name: string, readonly troubles: Troubles) {}
+
+  /** Rows that the window shows, oldest first. */
+  rows(): Row[] {
+    const oldest = this.fine[0]?.ms ?? Infinity;
+    return [...this.coarse.filter((row) => row.ms < oldest), ...this.fine];
+  }
+
+  /** Takes a whole window. */
+  replace(fine: Row[], coarse: Row[]): boolean {
+    this.fine = newest(this.#known(fine), this.plan.rows - this.plan.coarse_rows);
+    this.coarse = newest(this.#known(coarse), this.plan.coarse_rows);
+    return this.#render();
+  }
+
+  /** Takes the rows from `since` on; what was there and has not come again is gone. */
+  replaceTail(since: number, rows: Row[]): boolean {
+    const kept = this.fine.filter((row) => row.ms < since);
+    this.fine = newest([...kept, ...this.#known(rows)], this.plan.rows - this.plan.coarse_rows);
+    return this.#render();
+  }
+
+  get newestMs(): number {
+    return this.fine.at(-1)?.ms ?? 0;
+  }
+
+  /** How many rows to ask for, so that every series can fill the window. */
+  get wanted(): number {
+    return (this.plan.rows - this.plan.coarse_rows) * Math.max(1, this.#series.size);
+  }
+
+  #known(rows: Row[]): Row[] {
+    for (const { series } of rows) {
+      if (this.#series.size < MAX_SERIES) this.#series.add(series);
+      else if (!this.#series.has(series)) this.#tooMany = true;
+    }
+    if (!this.#tooMany) return rows;
+    this.troubles.say(
+      `series ${this.name}`,
+      `Stream "${this.name}" has more than ${MAX_SERIES} series: the others are left out; ` +
+        `split it by a column with pgpulse.add_stream(split => ...)`,
+    );
+    return rows.filter(({ series }) => this.#series.has(series));
+  }
+
+  /**
+   * Writes the window as exactly `plan.rows` distinct milliseconds: N rows replace N rows in the
+   * browser, and fewer would leave old ones beside them. Rows without values fill up in front.
+   */
+  #render(): boolean {
+    const rows = this.rows();
+    const render = () => {
+      const times = [...new Set(rows.map((row) => row.ms))];
+      const shown = this.thinned === 1 ? undefined : new Set(
+        times.filter((_, i) => (times.length - 1 - i) % this.thinned === 0),
+      );
+      const lines = shown ? rows.filter((row) => shown.has(row.ms)) : rows;
+      // An empty labelled stream has no series to pad; a frame without labels would add one for good.
+      if (!lines.length && this.plan.labels.length && !this.#series.size) return "";
+      const oldest = lines[0]?.ms ?? Math.floor(Date.now() / 60_000) * 60_000;
+      const series = lines[0]?.series ?? [...this.#series][0] ?? "";
+      const missing = this.plan.rows - (shown?.size ?? times.length);
+      const fields = this.plan.fields.map((name) => `${escape(name)}="NaN"`).join();
+      let text = "";
+      for (let i = missing; i > 0; i--) {
+        text += `${this.name}${series} ${fields} ${oldest - i}000000\n`;
+      }
+      for (const row of lines) text += row.line + "\n";
+      return text;
+    };
+    let text = render();
+    while (text.length > MAX_MESSAGE && this.thinned < this.plan.rows) {
+      this.thinned *= 2;
+      text = render();
+      this.troubles.say(
+        `thinned ${this.name}`,
+        `Stream "${this.name}" is too long for one message: only each ${this.thinned}th time is ` +
+          `shown; split it by a column with pgpulse.add_stream(split => ...) or give it fewer rows`,
+      );
+    }
+    if (text === this.text) return false;
+    this.text = text;
+    this.version++;
+    return true;
+  }
+
+  /** Grafana refused the message as too large: show half as many times from now on. */
+  shrink(): void {
+    this.thinned = Math.min(this.thinned * 2, this.plan.rows);
+    this.#render();
+  }
+
+  /** A row for other programs. */
+  json(row: Row): Record<string, string | number | null> {
+    const names = [...this.plan.labels, ...this.plan.fields];
+    const pairs = names.map((name, i) => [name, row.values[i]]);
+    return { time: new Date(row.ms).toISOString(), ...Object.fromEntries(pairs) };
+  }
+}
+
+// --- small tools -------------------------------------------------------------------------------
+
+/** Says each trouble once, and once that it is over. */
+export class Troubles {
+  #said = new Map<string, string>();
+
+  say(key: string, message: string): void {
+    if (this.#said.get(key) === message) return;
+    this.#said.set(key, message);
+    console.error(message);
+  }
+
+  over(key: string, message?: string): void {
+    if (this.#said.delete(key) && message) console.error(message);
+  }
+
+  has(key: string): boolean {
+    return this.#said.has(key);
+  }
+
+  list(): string[] {
+    return [...this.#said.values()];
+  }
+}
+
+/** Something that one loop waits for and others set off; look at the reason before waiting. */
+class Signal {
+  #wake = () => {};
+
+  wait(ms: number): Promise<void> {
+    return new Promise((resolve) => {
+      const timer = setTimeout(resolve, ms);
+      this.#wake = () => {
+        clearTimeout(timer);
+        resolve();
+      };
+    });
+  }
+
+  fire(): void {
+    this.#wake();
+  }
+}
+
+class TimedOut extends Error {}
+
+/** Gives up waiting, not the work itself. */
+function withTimeout<T>(work: PromiseLike<T>, ms: number): Promise<T> {
+  return new Promise((resolve, reject) => {
+    const timer = setTimeout(() => reject(new TimedOut(`No answer within ${ms / 1000} s`)), ms);
+    work.then(resolve, reject).then(() => clearTimeout(timer));
+  });
+}
+
+const READER = { connection: { application_name: "pgpulse relay" } };
+
+const pause = (ms: number) => new Promise<void>((resolve) => setTimeout(resolve, ms));
+
+// --- streams -----------------------------------------------------------------------------------
+
+/** Reads one stream and keeps the windows of its channels. */
+class Stream {
+  readonly channels = new Map<string, Channel>();
+  /** A hint came since the last read. */
+  hinted = false;
+  stopped = false;
+  /** Seconds between the newest row's time and the moment it was read. */
+  lag = 0;
+  reads = 0;
+  readSeconds = 0;
+  #signal = new Signal();
+  #nextFull = 0;
+  #fullCost = 0;
+
+  constructor(readonly plan: Plan, readonly relay: Relay) {
+    if (!plan.split) this.channels.set("", new Channel(plan, plan.stream, relay.troubles));
+  }
+
+  hint(): void {
+    this.hinted = true;
+    this.#signal.fire();
+  }
+
+  stop(): void {
+    this.stopped = true;
+    this.#signal.fire();
+  }
+
+  /** Opens a channel for each value that has none yet; SQL alone knows how channels are named. */
+  async #open(values: string[]): Promise<void> {
+    const { plan, relay } = this;
+    const room = MAX_CHANNELS - this.channels.size;
+    if (values.length > room) {
+      relay.troubles.say(
+        `channels ${plan.stream}`,
+        `Stream "${plan.stream}" has more than ${MAX_CHANNELS} values of "${plan.split}": ` +
+          `the others get no channel; let its view show fewer`,
+      );
+    }
+    const names = await relay.query(
+      "select value, pgpulse.channel($1, value) from unnest($2::text[]) as value",
+      [plan.stream, values.slice(0, room)],
+    );
+    for (const [value, name] of names as string[][]) {
+      this.channels.set(value, new Channel(plan, name, relay.troubles));
+    }
+    this.#nextFull = 0;
+  }
+
+  /** Reads until it is stopped: at once after a hint, on the beat while things change. */
+  async run(): Promise<void> {
+    const { plan, relay } = this;
+    // Beats without change before the stream counts as quiet again: a session's hints are
+    // throttled, so rows that follow a hint closely come without one.
+    let lively = 0;
+    let failures = 0;
+    while (!this.stopped) {
+      const started = performance.now();
+      const hinted = this.hinted;
+      this.hinted = false;
+      try {
+        const full = started >= this.#nextFull;
+        const changed = full ? await this.#readAll() : await this.#readTail();
+        const cost = performance.now() - started;
+        this.reads++;
+        this.readSeconds += cost / 1000;
+        failures = 0;
+        relay.troubles.over(`read ${plan.stream}`, `Stream "${plan.stream}" is read again`);
+        if (full) {
+          this.#fullCost = cost;
+          this.#nextFull = performance.now() + Math.max(FULL_MS, 20 * cost);
+        } else if (hinted && !changed) {
+          // Something changed, but not at the end: an update, a delete or a late commit.
+          this.#nextFull = Math.min(
+            this.#nextFull,
+            performance.now() + Math.max(plan.beat_ms, 20 * this.#fullCost),
+          );
+        }
+        if (changed) relay.changed();
+        lively = changed || hinted ? 2 : lively - 1;
+        if (cost > 1000) {
+          relay.troubles.say(
+            `slow ${plan.stream}`,
+            `Stream "${plan.stream}" takes seconds to read, so it is read less often: it wants an ` +
+              `index on its time column, and a view that lets a condition on time through`,
+          );
+        } else if (cost < 500) relay.troubles.over(`slow ${plan.stream}`);
+        const watched = plan.tables.length > 0 && relay.listening;
+        const gap = Math.max(plan.beat_ms, 10 * cost);
+        const rest = gap - (performance.now() - started);
+        if (rest > 0) await pause(rest);
+        if (this.hinted || this.stopped || lively > 0) continue;
+        await this.#signal.wait(watched ? TAIL_MS - gap : 0);
+      } catch (error) {
+        if (this.stopped) return;
+        relay.databaseFailed(error, plan.stream);
+        failures++;
+        this.#nextFull = 0;
+        await this.#signal.wait(Math.min(250 * 2 ** failures, 5000) * (0.75 + Math.random() / 2));
+      }
+    }
+  }
+
+  #wanted(): number {
+    return Math.max(this.plan.rows, ...[...this.channels.values()].map((c) => c.wanted));
+  }
+
+  async #readAll(): Promise<boolean> {
+    let changed = false;
+    for (let asked = 0; asked < this.#wanted();) {
+      // Series seen for the first time make room for themselves: then more rows are wanted.
+      asked = this.#wanted();
+      const parts = await this.#read(this.plan.read_all, [asked]);
+      for (const [value, channel] of this.channels) {
+        const rows = parts.get(value) ?? [];
+        const fine = rows.filter((r) => r.fine).map((r) => r.row);
+        const coarse = rows.filter((r) => !r.fine).map((r) => r.row);
+        if (channel.replace(fine, coarse)) changed = true;
+      }
+    }
+    return changed;
+  }
+
+  async #readTail(): Promise<boolean> {
+    const all = [...this.channels.values()];
+    // Rows ahead of the database's clock must not hide those of the present.
+    const since = Math.min(Math.max(0, ...all.map((c) => c.newestMs)), this.relay.now()) -
+      OVERLAP_MS;
+    const wanted = all.reduce((sum, channel) => sum + channel.wanted, 0);
+    const parts = await this.#read(this.plan.read_tail, [wanted, since]);
+    const rows = [...parts.values()].flat();
+    // Cut off by the limit, the answer speaks only of the time after its oldest row.
+    const from = rows.length < wanted
+      ? since
+      : rows.reduce((oldest, { row }) => Math.min(oldest, row.ms), Infinity) + 1;
+    let changed = false;
+    for (const [value, channel] of this.channels) {
+      if (channel.replaceTail(from, (parts.get(value) ?? []).map((r) => r.row))) changed = true;
+    }
+    return changed;
+  }
+
+  /** Runs one of the plan's queries; gives rows by the value that splits the stream. */
+  async #read(query: string, parameters: number[]) {
+    const { plan, relay } = this;
+    const answer = await relay.query(query, parameters);
+    // Line protocol counts nanoseconds in 64 bits: the years 1678 to 2261.
+    const cells = answer.filter(([ms]) => Math.abs(ms as number) < 9.2e12);
+    const at = plan.split ? 1 + plan.labels.indexOf(plan.split) : -1;
+    const valueOf = (row: unknown[]) => (plan.split ? row[at] ?? "" : "") as string;
+    const unknown = new Set(cells.map(valueOf).filter((value) => !this.channels.has(value)));
+    if (unknown.size && this.channels.size < MAX_CHANNELS) await this.#open([...unknown]);
+    const width = 1 + plan.labels.length + plan.fields.length;
+    const parts = new Map<string, { row: Row; fine: boolean }[]>();
+    let newestMs = 0;
+    // Newest rows come first; of rows with one time and series the last is to stand.
+    for (const row of cells.reverse()) {
+      const value = valueOf(row);
+      const channel = this.channels.get(value);
+      if (!channel) continue;
+      const ms = Math.floor(row[0] as number);
+      newestMs = Math.max(newestMs, ms);
+      const made = toRow(channel.name, plan, ms, row.slice(1, width) as Row["values"]);
+      const entry = { row: made, fine: row[width] !== false };
+      if (!parts.get(value)?.push(entry)) parts.set(value, [entry]);
+    }
+    if (newestMs) this.lag = (relay.now() - newestMs) / 1000;
+    return parts;
+  }
+}
+
+// --- Grafana ------------------------------------------------------------------------------------
+
+/** How to sign in: a token, or once as a user who may make one. */
+export interface SignIn {
+  token?: string;
+  user?: string;
+  password?: string;
+}
+
+/** One Grafana that windows are pushed to. */
+export class Grafana {
+  frames = 0;
+  bytes = 0;
+  errors = new Map<string, number>();
+  /** What was pushed last of each channel: its version, and when. */
+  #sent = new Map<Channel, { version: number; at: number }>();
+  #signal = new Signal();
+  #tokens = 0;
+  #refilled = performance.now();
+  #slowSince = 0;
+  /** So many messages are to hold one channel only, to find the one that Grafana refuses. */
+  #alone = 0;
+  #failures = 0;
+  #retryAt = 0;
+  #token?: string;
+
+  constructor(
+    readonly url: string,
+    readonly signIn: SignIn,
+    readonly budget: number,
+    readonly state: string,
+    readonly relay: Relay,
+  ) {
+    this.#token = signIn.token;
+    this.#tokens = budget;
+  }
+
+  get healthy(): boolean {
+    return this.#failures === 0;
+  }
+
+  wake(): void {
+    this.#signal.fire();
+  }
+
+  /** Grafana, or this relay's lead, is new: everything is to be pushed. */
+  forget(): void {
+    this.#sent.clear();
+    this.wake();
+  }
+
+  async run(): Promise<void> {
+    const { relay } = this;
+    while (!relay.stopped) {
+      const rest = this.#retryAt - performance.now();
+      const batch = rest <= 0 && relay.leading() ? this.#due() : [];
+      if (!batch.length) {
+        await this.#signal.wait(rest > 0 ? rest : 500);
+        continue;
+      }
+      try {
+        this.#token ??= await this.#makeToken();
+        await this.#push(batch);
+        // After failures it may be another process, which knows no channel.
+        if (this.#failures) this.#sent.clear();
+        this.#failures = 0;
+        relay.troubles.over(`grafana ${this.url}`, `Grafana at "${this.url}" takes frames again`);
+        await this.#keepBudget();
+      } catch (error) {
+        this.#retryAt = performance.now() + this.#failed(error) * (0.75 + Math.random() / 2);
+      }
+    }
+  }
+
+  /**
+   * What to push next, the longest waiting first, of one stream id: Grafana takes many channels in
+   * one message. Changed windows are due; unchanged ones again after a while.
+   */
+  #due(): Channel[] {
+    const now = performance.now();
+    const due: { channel: Channel; at: number }[] = [];
+    for (const channel of this.relay.channels()) {
+      if (!channel.text) continue;
+      const sent = this.#sent.get(channel);
+      if (!sent || sent.version !== channel.version || now - sent.at >= REPUSH_MS) {
+        due.push({ channel, at: sent?.at ?? 0 });
+      }
+    }
+    due.sort((a, b) => a.at - b.at);
+    const batch: Channel[] = [];
+    let length = 0;
+    for (const { channel } of due) {
+      if (batch.length && channel.plan.stream_id !== batch[0].plan.stream_id) continue;
+      if (batch.length && (this.#alone || length + channel.text.length > MAX_MESSAGE / 2)) continue;
+      batch.push(channel);
+      length += channel.text.length;
+    }
+    return batch;
+  }
+
+  async #push(batch: Channel[]): Promise<void> {
+    const versions = batch.map((channel) => channel.version);
+    const body = batch.map((channel) => channel.text).join("");
+    const at = performance.now();
+    const path = `/api/live/push/${batch[0].plan.stream_id}?gf_live_frame_format=labels_column`;
+    try {
+      await this.#call("POST", path, body, { authorization: `Bearer ${this.#token}` });
+    } catch (error) {
+      if (!(error instanceof Refused) || ![400, 413, 500].includes(error.status)) throw error;
+      this.#count(`${error.status}`);
+      if (batch.length > 1) {
+        this.#alone = batch.length;
+        return;
+      }
+      // One channel's fault: the others go on, and it is tried again with its next change.
+      const [channel] = batch;
+      this.#sent.set(channel, { version: channel.version, at });
+      if (channel.text.length > MAX_MESSAGE / 8 && error.status !== 400) channel.shrink();
+      this.relay.troubles.say(
+        `refused ${this.url} ${channel.name}`,
+        `Grafana at "${this.url}" refuses channel "${channel.name}" (status ${error.status}, ` +
+          `${Math.ceil(channel.text.length / 1000)} kB): look at Grafana's log, and at the view ` +
+          `live.${channel.plan.stream} for odd names or too many rows`,
+      );
+      return await pause(250);
+    }
+    if (this.#alone > 0) this.#alone--;
+    batch.forEach((channel, i) => {
+      this.#sent.set(channel, { version: versions[i], at });
+      this.relay.troubles.over(`refused ${this.url} ${channel.name}`);
+    });
+    this.frames += batch.length;
+    this.bytes += body.length;
+    this.#tokens -= body.length;
+  }
+
+  /** Waits while more was pushed than the budget allows: beats slow down, nothing is dropped. */
+  async #keepBudget(): Promise<void> {
+    const now = performance.now();
+    this.#tokens = Math.min(
+      this.budget,
+      this.#tokens + (now - this.#refilled) / 1000 * this.budget,
+    );
+    this.#refilled = now;
+    if (this.#tokens >= 0) {
+      if (now - this.#slowSince > 60_000) this.relay.troubles.over(`budget ${this.url}`);
+      return;
+    }
+    this.#slowSince = now;
+    this.relay.troubles.say(
+      `budget ${this.url}`,
+      `The streams want more than ${Math.round(this.budget / 1000)} kB a second of Grafana at ` +
+        `"${this.url}": their beats slow down; raise --budget, give them fewer rows or longer beats`,
+    );
+    await pause(-this.#tokens / this.budget * 1000);
+  }
+
+  /** One call of Grafana's API; throws Refused with the status. */
+  async #call(method: string, path: string, body: string | undefined, headers: HeadersInit) {
+    const response = await fetch(this.url + path, {
+      method,
+      body,
+      headers,
+      redirect: "manual",
+      signal: AbortSignal.timeout(10_000),
+    });
+    const text = await response.text();
+    if (!response.ok) throw new Refused(response.status, text, response.headers.get("retry-after"));
+    return text;
+  }
+
+  #count(kind: string): void {
+    this.errors.set(kind, (this.errors.get(kind) ?? 0) + 1);
+  }
+
+  /** Counts and says a failure once; gives the pause in milliseconds before the next try. */
+  #failed(error: unknown): number {
+    const refused = error instanceof Refused ? error : undefined;
+    const kind = refused
+      ? `${refused.status}`
+      : error instanceof SignInFailed
+      ? "sign-in"
+      : "unreachable";
+    this.#count(kind);
+    this.#failures++;
+    const own = this.signIn.user && !this.signIn.token;
+    const advice: Record<string, string> = {
+      301: "it redirects; set GRAFANA_URL to its root_url",
+      302: "it redirects; set GRAFANA_URL to its root_url",
+      401: own
+        ? "it refuses the token that the relay made; a new one is made"
+        : "it refuses the token; set GRAFANA_TOKEN to one of a service account with role Editor",
+      403: "the token may not push; its service account needs the role Editor",
+      404: "there is no Grafana Live at this address; correct GRAFANA_URL",
+      429: "it asks for fewer messages; lower --budget",
+    };
+    const cause = error instanceof SignInFailed
+      ? error.message
+      : refused
+      ? `status ${kind}: ${advice[kind] ?? refused.text.slice(0, 200)}`
+      : `it cannot be reached (${error instanceof Error ? error.message : error}); is it running?`;
+    this.relay.troubles.say(
+      `grafana ${this.url}`,
+      `Cannot push to Grafana at "${this.url}": ${cause}`,
+    );
+    if (refused?.status === 401 && own) this.#token = undefined;
+    if (error instanceof SignInFailed) return 2 ** 30;
+    if (refused?.status === 429) return Number(refused.retryAfter) * 1000 || 5_000;
+    if (refused && [401, 403, 404].includes(refused.status)) {
+      return Math.min(1000 * 2 ** this.#failures, 30_000);
+    }
+    return Math.min(250 * 2 ** this.#failures, 5_000);
+  }
+
+  /**
+   * The token made before, else one of a new service account "pgpulse-relay" with role Editor.
+   * A token made earlier under the same name is replaced, so that restarts leave only one.
+   */
+  async #makeToken(): Promise<string> {
+    const { user, password } = this.signIn;
+    if (!user || !password) {
+      throw new SignInFailed(
+        "there is no token; set GRAFANA_TOKEN, or GF_SECURITY_ADMIN_USER and " +
+          "GF_SECURITY_ADMIN_PASSWORD to let the relay make one",
+      );
+    }
+    const kept = await readTokens(this.state);
+    // Once per token: when Grafana has refused it, #failures says so and a new one is made.
+    if (kept[this.url] && !this.errors.get("401")) return kept[this.url];
+    const basic = {
+      authorization: `Basic ${encodeBase64(`${user}:${password}`)}`,
+      "content-type": "application/json",
+    };
+    const api = async (method: string, path: string, body?: unknown) =>
+      JSON.parse(
+        await this.#call(
+          method,
+          `/api/serviceaccounts${path}`,
+          body === undefined ? undefined : JSON.stringify(body),
+          basic,
+        ),
+      );
+    try {
+      const { serviceAccounts } = await api("GET", "/search?query=pgpulse-relay");
+      const account = serviceAccounts.find((a: { name: string }) => a.name === "pgpulse-relay") ??
+        await api("POST", "/", { name: "pgpulse-relay", role: "Editor" });
+      const name = `relay ${Deno.hostname()} ${Deno.cwd()}`.slice(0, 180);
+      for (const token of await api("GET", `/${account.id}/tokens`)) {
+        if (token.name === name) await api("DELETE", `/${account.id}/tokens/${token.id}`);
+      }
+      const { key } = await api("POST", `/${account.id}/tokens`, { name });
+      await writeTokens(this.state, { ...await readTokens(this.state), [this.url]: key });
+      console.log(`Made a token of service account "pgpulse-relay" in Grafana at "${this.url}"`);
+      return key;
+    } catch (error) {
+      if (!(error instanceof Refused) || error.status >= 500 || error.status === 429) throw error;
+      // Five wrong passwords lock the account: never again with this one.
+      throw new SignInFailed(
+        error.status === 401
+          ? `it refuses the password of "${user}", which is not tried again; correct ` +
+            `GF_SECURITY_ADMIN_PASSWORD or set GRAFANA_TOKEN, then start the relay again`
+          : `"${user}" may not make a service account (status ${error.status}); set GRAFANA_TOKEN`,
+      );
+    }
+  }
+}
+
+class Refused extends Error {
+  constructor(readonly status: number, readonly text: string, readonly retryAfter: string | null) {
+    super(`Status ${status}`);
+  }
+}
+
+/** Not to be tried again in this process. */
+class SignInFailed extends Error {}
+
+const encodeBase64 = (text: string) => new TextEncoder().encode(text).toBase64();
+
+async function readTokens(file: string): Promise<Record<string, string>> {
+  try {
+    return JSON.parse(await Deno.readTextFile(file));
+  } catch {
+    return {};
+  }
+}
+
+async function writeTokens(file: string, tokens: Record<string, string>): Promise<void> {
+  await Deno.mkdir(dirname(file), { recursive: true });
+  await Deno.writeTextFile(`${file}.new`, JSON.stringify(tokens, null, 2), { mode: 0o600 });
+  await Deno.rename(`${file}.new`, file);
+}
+
+// --- the relay ------------------------------------------------------------------------------------
+
+/** Streams, Grafanas, and what they share: the database, the lead, the hints. */
+export class Relay {
+  readonly troubles = new Troubles();
+  readonly streams = new Map<string, Stream>();
+  readonly grafanas: Grafana[] = [];
+  readonly #watchers = new Set<Signal>();
+  readonly #me = crypto.randomUUID();
+  stopped = false;
+  listening = false;
+  reconnects = 0;
+  lastLoop = performance.now();
+  sql = connect({ max: 4, ...READER });
+  #listener?: postgres.Sql;
+  #listenerAt = -Infinity;
+  #echo = -Infinity;
+  #leadUntil = 0;
+  #clock = Date.now() - performance.now();
+  #reload = new Signal();
+  #pulse = new Signal();
+  #done: Promise<unknown> = Promise.resolve();
+  #stale = true;
+
+  /** The database's clock, in milliseconds since 1970. */
+  now(): number {
+    return this.#clock + performance.now();
+  }
+
+  leading(): boolean {
+    return performance.now() < this.#leadUntil;
+  }
+
+  *channels(): Generator<Channel> {
+    for (const stream of this.streams.values()) yield* stream.channels.values();
+  }
+
+  /** Some window changed. */
+  changed(): void {
+    for (const grafana of this.grafanas) grafana.wake();
+    for (const watcher of this.#watchers) watcher.fire();
+  }
+
+  /** A signal that fires at every change, for as long as it is used. */
+  watch(): Signal & Disposable {
+    const signal = Object.assign(new Signal(), {
+      [Symbol.dispose]: () => void this.#watchers.delete(signal),
+    });
+    this.#watchers.add(signal);
+    return signal;
+  }
+
+  /** Runs a query that only reads; rows as arrays. Cancelled after 15 s. */
+  async query(text: string, parameters: unknown[]): Promise<unknown[][]> {
+    const query = this.sql.unsafe(text, parameters as never[], { prepare: true });
+    const timer = setTimeout(() => query.cancel(), 15_000);
+    try {
+      const rows = await query.values();
+      this.troubles.over("database", "The database answers again");
+      return rows as unknown as unknown[][];
+    } finally {
+      clearTimeout(timer);
+    }
+  }
+
+  /** Says what is wrong, with the stream or with the whole database. */
+  databaseFailed(error: unknown, stream?: string): void {
+    const { code = "", message, severity } = error as Record<string, string>;
+    if (stream && severity && !/^(08|28|3D|53|57P|58)/.test(code)) {
+      const reason = code === "57014" ? "it took more than 15 s" : message;
+      this.troubles.say(
+        `read ${stream}`,
+        `Cannot read stream "${stream}": ${reason}; look at its view live.${stream}`,
+      );
+      if (code.startsWith("42")) this.#load();
+    } else {
+      this.troubles.say("database", explain(error, this.sql));
+    }
+  }
+
+  #load(): void {
+    this.#stale = true;
+    this.#reload.fire();
+  }
+
+  /** Keeps `streams` as the registry has it. */
+  async #keepStreams(): Promise<void> {
+    while (!this.stopped) {
+      this.#stale = false;
+      try {
+        const plans = await this.sql<Plan[]>`select * from pgpulse.stream_plans()`;
+        this.troubles.over("registry");
+        this.troubles.over("database", "The database answers again");
+        const names = new Set<string>();
+        for (const plan of plans) {
+          if (plan.fault) {
+            this.troubles.say(
+              `plan ${plan.stream}`,
+              `Stream "${plan.stream}" is not shown: ${plan.fault}`,
+            );
+            continue;
+          }
+          this.troubles.over(`plan ${plan.stream}`, `Stream "${plan.stream}" is shown again`);
+          names.add(plan.stream);
+          const known = this.streams.get(plan.stream);
+          if (known && JSON.stringify(known.plan) === JSON.stringify(plan)) continue;
+          known?.stop();
+          const stream = new Stream(plan, this);
+          this.streams.set(plan.stream, stream);
+          stream.run();
+        }
+        for (const [name, stream] of this.streams) {
+          if (names.has(name)) continue;
+          stream.stop();
+          this.streams.delete(name);
+        }
+        this.changed();
+      } catch (error) {
+        this.databaseFailed(error);
+        await this.#reload.wait(2_000);
+      }
+      if (!this.#stale) await this.#reload.wait(30_000);
+    }
+  }
+
+  /** Renews the lead, asks for an echo of its own NOTIFY, reads the clock. */
+  async #keepPulse(): Promise<void> {
+    const lease = `relay for ${this.grafanas.map(({ url }) => placeOf(url)).sort().join(" ")}`;
+    let readOnlyUntil = 0;
+    while (!this.stopped) {
+      const started = performance.now();
+      this.lastLoop = started;
+      try {
+        const writes = started > readOnlyUntil;
+        const pulse = this.sql.unsafe(
+          "select extract(epoch from clock_timestamp())::float8 * 1000" +
+            (writes
+              ? ", pgpulse.hold_lease($1, $2, $3), pg_notify('pgpulse', 'echo ' || $2)"
+              : ", true"),
+          writes ? [lease, this.#me, LEASE_S] : [],
+        ).values();
+        const [[ms, leads]] = await withTimeout(pulse, 5_000);
+        this.troubles.over("database", "The database answers again");
+        this.#clock = ms - (started + performance.now()) / 2;
+        const led = this.leading();
+        this.#leadUntil = leads ? started + LEASE_S * 1000 : 0;
+        if (leads && !led) this.#lead();
+        if (!leads) this.troubles.say("lead", "Another relay leads: this one stands by");
+        if (!writes) this.listening = false;
+      } catch (error) {
+        const { code } = error as { code?: string };
+        if (code === "25006") {
+          readOnlyUntil = started + 30_000;
+          this.troubles.say(
+            "read-only",
+            "The database is read-only (a replica?): no LISTEN and no lease here, so tables are " +
+              "read on the beat, and two relays would both push",
+          );
+        } else if (error instanceof TimedOut) {
+          // A half-open connection never fails by itself: begin anew.
+          this.troubles.say("database", explain({ code: "CONNECT_TIMEOUT" }, this.sql));
+          const old = this.sql;
+          this.sql = connect({ max: 4, ...READER });
+          this.reconnects++;
+          old.end({ timeout: 0 }).catch(() => {});
+        } else {
+          this.databaseFailed(error);
+        }
+      }
+      await this.#keepListening();
+      await this.#pulse.wait(PULSE_MS);
+    }
+    await this.sql`select pgpulse.hold_lease(${lease}, ${this.#me}, 0) where ${this.leading()}`
+      .catch(() => {});
+  }
+
+  #lead(): void {
+    this.troubles.over("lead", "This relay leads now");
+    for (const grafana of this.grafanas) grafana.forget();
+  }
+
+  /** LISTEN can be dead without a sign (poolers, half-open connections): only an echo proves it. */
+  async #keepListening(): Promise<void> {
+    const now = performance.now();
+    const alive = now - this.#echo < 3.5 * PULSE_MS;
+    if (alive !== this.listening) {
+      this.listening = alive;
+      if (alive) {
+        this.troubles.over("listen", "LISTEN works: streams are pushed as soon as they change");
+      }
+    }
+    if (alive || now - this.#listenerAt < 5_000) return;
+    // Not within the first seconds, and not while the database is away: that is said elsewhere.
+    if (this.#listenerAt > 0 && now - this.#echo > 10_000 && !this.troubles.has("database")) {
+      this.troubles.say(
+        "listen",
+        "LISTEN does not work here (a pooler in transaction mode, or a replica): tables are read on " +
+          "the beat instead; set LISTEN_DATABASE_URL to the database's own address for quicker panels",
+      );
+    }
+    this.#listenerAt = now;
+    this.#listener?.end({ timeout: 0 }).catch(() => {});
+    const listener = this.#listener = connect({ max: 1, ...READER }, "LISTEN_DATABASE_URL");
+    await withTimeout(
+      listener.listen("pgpulse", (payload) => this.#heard(payload), () => this.reconnects++),
+      5_000,
+    ).catch(() => {});
+  }
+
+  #heard(payload: string): void {
+    if (payload === `echo ${this.#me}`) {
+      this.#echo = performance.now();
+      if (!this.listening) {
+        this.listening = true;
+        this.troubles.over(
+          "listen",
+          "LISTEN works again: streams are pushed as soon as they change",
+        );
+        // Hints may have been missed.
+        for (const stream of this.streams.values()) stream.hint();
+      }
+      return;
+    }
+    if (payload === "pgpulse.streams") this.#load();
+    for (const stream of this.streams.values()) {
+      if (stream.plan.tables.includes(payload)) stream.hint();
+    }
+  }
+
+  /** Works until it is stopped. */
+  async run(): Promise<void> {
+    this.#done = Promise.all([
+      this.#keepPulse(),
+      this.#keepStreams(),
+      ...this.grafanas.map((grafana) => grafana.run()),
+    ]);
+    await this.#done;
+  }
+
+  /** Ends the loops and gives the lead back. */
+  async stop(): Promise<void> {
+    this.stopped = true;
+    for (const stream of this.streams.values()) stream.stop();
+    this.#reload.fire();
+    this.changed();
+    this.#pulse.fire();
+    await Promise.race([this.#done, pause(1_500)]);
+    await Promise.all([this.sql.end({ timeout: 1 }), this.#listener?.end({ timeout: 0 })]).catch(
+      () => {},
+    );
+  }
+}
+
+/** The address, with this host's name where it means this host. */
+function placeOf(url: string): string {
+  const { hostname } = new URL(url);
+  const here = hostname === "localhost" || hostname === "[::1]" || hostname.startsWith("127.");
+  return here ? `${Deno.hostname()} ${url}` : url;
+}
+
+/** A panel that shows a channel, for a dashboard's JSON. */
+export function panel(channel: { address: string; label: string; rows: number }, type: string) {
+  return {
+    type,
+    title: channel.label,
+    datasource: { type: "datasource", uid: "-- Grafana --" },
+    gridPos: { h: 8, w: 12, x: 0, y: 0 },
+    // Browsers keep twice as many rows: exactly one window, so that each frame replaces the last.
+    maxDataPoints: channel.rows / 2,
+    targets: [{
+      refId: "A",
+      datasource: { type: "datasource", uid: "-- Grafana --" },
+      queryType: "measurements",
+      channel: channel.address,
+      buffer: 31_536_000_000,
+    }],
+    fieldConfig: { defaults: {}, overrides: [] },
+    options: {},
+  };
+}
+
+// --- HTTP ------------------------------------------------------------------------------------------
+
+const PAGE = `<!doctype html>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>pgpulse</title>
+<style>
+${uplotCss}
+:root { color-scheme: light dark; font: 15px/1.4 system-ui, sans-serif }
+body { margin: 1.5rem auto; max-width: 76rem; padding: 0 1rem }
+header { display: flex; gap: 1rem; align-items: baseline; flex-wrap: wrap }
+h1 { font-size: 1.3rem; margin: 0 }
+#state { color: #888 }
+main { display: grid; grid-template-columns: repeat(auto-fill, minmax(30rem, 1fr)); gap: 1rem; margin-top: 1rem }
+section { border: 1px solid #8884; border-radius: 8px; padding: .75rem 1rem }
+h2 { font-size: 1rem; margin: 0; display: flex; justify-content: space-between }
+h2 b { font-variant-numeric: tabular-nums }
+p { color: #888 }
+.u-legend { font-size: .8rem }
+</style>
+<header><h1>pgpulse</h1><span id="state">connecting</span></header>
+<main></main>
+<script>${uplotJs.replaceAll("</script", "<\\/script")}</script>
+<script>
+const COLOURS = ["#5794f2", "#73bf69", "#f2cc0c", "#ff780a", "#f2495c", "#b877d9", "#8ab8ff", "#96d98d"];
+const charts = new Map();
+const state = document.querySelector("#state");
+const dark = matchMedia("(prefers-color-scheme: dark)").matches;
+
+class Chart {
+  constructor(channel) {
+    this.rows = new Map();
+    this.element = document.createElement("section");
+    this.element.innerHTML = "<h2><span></span><b></b></h2><div></div>";
+    this.element.querySelector("span").textContent = channel;
+    document.querySelector("main").append(this.element);
+  }
+  take(message, whole) {
+    if (whole) this.rows.clear();
+    for (const row of message.rows) {
+      const labels = message.labels.map((name) => row[name]).join(" ");
+      this.rows.set(row.time + labels, { at: Date.parse(row.time) / 1000, labels, row });
+    }
+    this.fields = message.fields;
+    const times = [...new Set([...this.rows.values()].map((r) => r.at))].sort((a, b) => a - b);
+    const first = times[Math.max(0, times.length - message.size)];
+    for (const [key, { at }] of this.rows) if (at < first) this.rows.delete(key);
+    this.due ??= requestAnimationFrame(() => this.draw());
+  }
+  draw() {
+    this.due = undefined;
+    const rows = [...this.rows.values()].sort((a, b) => a.at - b.at);
+    const times = [...new Set(rows.map((r) => r.at))];
+    const at = new Map(times.map((t, i) => [t, i]));
+    const series = new Map();
+    for (const { at: t, labels, row } of rows) {
+      for (const field of this.fields) {
+        const name = [labels, this.fields.length > 1 || !labels ? field : ""].filter(Boolean).join(" ");
+        if (!series.has(name)) series.set(name, new Array(times.length).fill(null));
+        const value = row[field];
+        series.get(name)[at.get(t)] = Number.isFinite(value) ? value : null;
+      }
+    }
+    const names = [...series.keys()].sort();
+    const data = [times, ...names.map((name) => series.get(name))];
+    const last = names.length === 1 && data[1].findLast((v) => v !== null);
+    this.element.querySelector("b").textContent = Number.isFinite(last) ? +last.toPrecision(5) : "";
+    if (this.plot && this.names === names.join()) return this.plot.setData(data);
+    this.names = names.join();
+    this.plot?.destroy();
+    const axis = { stroke: dark ? "#bbb" : "#555", grid: { stroke: "#8883", width: 1 }, ticks: { stroke: "#8883" } };
+    this.plot = new uPlot({
+      width: this.element.clientWidth - 32,
+      height: 200,
+      axes: [axis, axis],
+      legend: { show: names.length > 1 && names.length < 12 },
+      series: [{}, ...names.map((label, i) => ({
+        label, stroke: COLOURS[i % COLOURS.length], width: 1.5, spanGaps: true, points: { show: times.length < 2 },
+      }))],
+    }, data, this.element.querySelector("div"));
+  }
+}
+
+const source = new EventSource("streams");
+const take = (whole) => ({ data }) => {
+  const message = JSON.parse(data);
+  if (!charts.has(message.channel)) charts.set(message.channel, new Chart(message.channel));
+  charts.get(message.channel).take(message, whole);
+  state.textContent = charts.size + (charts.size === 1 ? " stream" : " streams") + ", live";
+};
+source.addEventListener("window", take(true));
+source.addEventListener("rows", take(false));
+source.onerror = () => state.textContent = "the relay is away; it is tried again";
+addEventListener("resize", () => {
+  for (const { plot, element } of charts.values()) plot?.setSize({ width: element.clientWidth - 32, height: 200 });
+});
+</script>
+`;
+
+/** What the relay serves over HTTP. */
+export function serve(relay: Relay): Hono {
+  const app = new Hono();
+  const find = (name?: string) =>
+    [...relay.channels()].filter((c) => !name || c.name === name || c.plan.stream === name);
+
+  app.get("/", (c) => c.html(PAGE));
+
+  app.get("/healthz", (c) => {
+    const works = performance.now() - relay.lastLoop < 30_000;
+    const body = {
+      status: !works ? "hangs" : relay.troubles.list().length ? "degraded" : "ok",
+      leading: relay.leading(),
+      listening: relay.listening,
+      streams: relay.streams.size,
+      troubles: relay.troubles.list(),
+    };
+    return c.json(body, works ? 200 : 503);
+  });
+
+  app.get(
+    "/metrics",
+    (c) => c.text(metrics(relay), 200, { "content-type": "text/plain; version=0.0.4" }),
+  );
+
+  app.get("/streams/:name{.+}?", (c) => {
+    const name = c.req.param("name");
+    const found = find(name);
+    if (name && !found.length) {
+      return c.json({ error: `There is no stream "${name}"; GET /streams lists them` }, 404);
+    }
+    if (!name && !c.req.header("accept")?.includes("text/event-stream")) {
+      return c.json(found.map((channel) => ({
+        channel: channel.name,
+        address: `stream/${channel.plan.stream_id}/${channel.name}`,
+        rows: channel.plan.rows,
+        labels: channel.plan.labels,
+        fields: channel.plan.fields,
+      })));
+    }
+    return events(c, relay, () => find(name));
+  });
+  app.get("/streams/", (c) => c.redirect("/streams"));
+  return app;
+}
+
+/** Server-sent events of some channels: each whole first, then what is new or has changed. */
+function events(c: Context, relay: Relay, channels: () => Channel[]) {
+  return streamSSE(c, async (stream) => {
+    using signal = relay.watch();
+    stream.onAbort(() => signal.fire());
+    const seen = new Map<Channel, { version: number; lines: Set<string> }>();
+    let quietSince = performance.now();
+    while (!stream.aborted && !relay.stopped) {
+      for (const channel of channels()) {
+        const last = seen.get(channel);
+        if (last?.version === channel.version) continue;
+        const rows = channel.rows();
+        const lines = new Set(rows.map((row) => row.line));
+        seen.set(channel, { version: channel.version, lines });
+        const fresh = last ? rows.filter((row) => !last.lines.has(row.line)) : rows;
+        // Rows that went without being the oldest were deleted or changed: then all is told again.
+        const kept = rows.length - fresh.length;
+        const oldest = rows[0]?.line;
+        const gone = last
+          ? [...last.lines].slice([...last.lines].indexOf(oldest)).length - kept
+          : 1;
+        const event = gone > 0 ? "window" : "rows";
+        const { name, plan } = channel;
+        await stream.writeSSE({
+          event,
+          data: JSON.stringify({
+            channel: name,
+            size: plan.rows,
+            labels: plan.labels,
+            fields: plan.fields,
+            rows: (event === "window" ? rows : fresh).map((row) => channel.json(row)),
+          }),
+        });
+        quietSince = performance.now();
+      }
+      if (performance.now() - quietSince > 15_000) {
+        await stream.write(": still here\n\n");
+        quietSince = performance.now();
+      }
+      await signal.wait(5_000);
+    }
+  });
+}
+
+/** Everything worth watching, in Prometheus' text format. */
+function metrics(relay: Relay): string {
+  const out: string[] = [];
+  const metric = (name: string, type: string, help: string, samples: [string, number][]) => {
+    out.push(`# HELP pgpulse_relay_${name} ${help}`, `# TYPE pgpulse_relay_${name} ${type}`);
+    for (const [labels, value] of samples) out.push(`pgpulse_relay_${name}${labels} ${value}`);
+  };
+  const label = (name: string, value: string) => `${name}=${JSON.stringify(value)}`;
+  const grafana = <T>(value: (g: Grafana) => T) =>
+    relay.grafanas.map((g) =>
+      [`{${label("grafana", g.url)}}`, Number(value(g))] as [string, number]
+    );
+  const stream = (value: (s: Stream) => number) =>
+    [...relay.streams.values()].map((s) =>
+      [`{${label("stream", s.plan.stream)}}`, value(s)] as [string, number]
+    );
+  metric("leading", "gauge", "1 while this relay pushes.", [["", Number(relay.leading())]]);
+  metric("listening", "gauge", "1 while LISTEN is proven to work.", [[
+    "",
+    Number(relay.listening),
+  ]]);
+  metric("reconnects_total", "counter", "Connections to the database made for LISTEN or anew.", [[
+    "",
+    relay.reconnects,
+  ]]);
+  metric("troubles", "gauge", "Troubles that last.", [["", relay.troubles.list().length]]);
+  metric("channels", "gauge", "Channels of each stream.", stream((s) => s.channels.size));
+  metric("reads_total", "counter", "Reads of each stream's view.", stream((s) => s.reads));
+  metric(
+    "read_seconds_total",
+    "counter",
+    "Time spent in those reads.",
+    stream((s) => s.readSeconds),
+  );
+  metric(
+    "lag_seconds",
+    "gauge",
+    "Age of the newest row when it was last read.",
+    stream((s) => s.lag),
+  );
+  metric("grafana_up", "gauge", "1 while Grafana takes frames.", grafana((g) => g.healthy));
+  metric("frames_total", "counter", "Windows that Grafana took.", grafana((g) => g.frames));
+  metric("bytes_total", "counter", "Bytes of those windows.", grafana((g) => g.bytes));
+  metric(
+    "errors_total",
+    "counter",
+    "Pushes that failed, by status.",
+    relay.grafanas.flatMap((g) =>
+      [...g.errors].map(([status, n]) =>
+        [`{${label("grafana", g.url)},${label("status", status)}}`, n] as [string, number]
+      )
+    ),
+  );
+  return out.join("\n") + "\n";
+}
+
+// --- command line ------------------------------------------------------------------------------------
+
+/** A size as 800, 500kB or 2MB, in bytes. */
+export function bytes(text: string): number {
+  const [, number, unit] = /^(\d+(?:\.\d+)?)\s*(|k|m)b?$/i.exec(text) ?? [];
+  const size = Number(number) * { "": 1, k: 1e3, m: 1e6 }[unit?.toLowerCase() ?? ""]!;
+  if (!(size >= 1000)) throw new Error(`Cannot read the size "${text}": write it as 500kB or 2MB`);
+  return size;
+}
+
+/** Each Grafana's address with its way to sign in. */
+export function targets(
+  env: (name: string) => string | undefined,
+): { url: string; signIn: SignIn }[] {
+  const list = (text = "") => text.split(",").map((part) => part.trim()).filter(Boolean);
+  const tokens = list(env("GRAFANA_TOKEN") || env("GRAFANA_API_KEY"));
+  const urls = list(env("GRAFANA_URL")).map((text) => {
+    const url = URL.parse(text);
+    if (!url || !/^https?:$/.test(url.protocol)) {
+      throw new Error(
+        `Cannot read GRAFANA_URL: "${text}" is not an address like http://localhost:3000`,
+      );
+    }
+    return url.origin + url.pathname.replace(/\/+$/, "");
+  });
+  if (tokens.length && tokens.length !== urls.length) {
+    throw new Error(
+      `Cannot match ${tokens.length} tokens of GRAFANA_TOKEN with ${urls.length} addresses of ` +
+        `GRAFANA_URL: give as many of both, in one order`,
+    );
+  }
+  return urls.map((url, i) => ({
+    url,
+    signIn: {
+      token: tokens[i],
+      user: env("GF_SECURITY_ADMIN_USER") || env("GRAFANA_ADMIN_USER") || "admin",
+      password: env("GF_SECURITY_ADMIN_PASSWORD") || env("GRAFANA_ADMIN_PASSWORD"),
+    },
+  }));
+}
+
+async function main(args: string[]): Promise<number> {
+  const { values } = parseArgs({
+    args,
+    options: {
+      port: { type: "string" },
+      listen: { type: "string", default: "127.0.0.1" },
+      budget: { type: "string", default: "1MB" },
+      state: { type: "string", default: ".pgpulse/relay-tokens.json" },
+      panel: { type: "string" },
+      type: { type: "string", default: "timeseries" },
+      help: { type: "boolean", short: "h" },
+    },
+  });
+  if (values.help) {
+    console.log(HELP);
+    return 0;
+  }
+  if (values.panel) return await printPanel(values.panel, values.type);
+  const port = Number(values.port ?? (Deno.env.get("RELAY_PORT") || 8090));
+  if (!Number.isInteger(port) || port < 0 || port > 65535) {
+    throw new Error(
+      `Cannot listen on port "${values.port ?? Deno.env.get("RELAY_PORT")}": give 1 to 65535`,
+    );
+  }
+  const relay = new Relay();
+  for (const { url, signIn } of targets((name) => Deno.env.get(name))) {
+    relay.grafanas.push(new Grafana(url, signIn, bytes(values.budget), values.state, relay));
+  }
+  let server;
+  try {
+    server = Deno.serve({ port, hostname: values.listen, onListen: () => {} }, serve(relay).fetch);
+  } catch (error) {
+    if (!(error instanceof Deno.errors.AddrInUse)) throw error;
+    throw new Error(
+      `Cannot listen on "${values.listen}:${port}": the port is taken; choose one with --port`,
+    );
+  }
+  const { hostname, port: taken } = server.addr as Deno.NetAddr;
+  const to = relay.grafanas.map(({ url }) => url).join(" and ") ||
+    "no Grafana (GRAFANA_URL is not set)";
+  console.log(`Serves streams at http://${hostname}:${taken}/, pushes to ${to}`);
+  const stop = () => relay.stop();
+  Deno.addSignalListener("SIGINT", stop);
+  if (Deno.build.os !== "windows") Deno.addSignalListener("SIGTERM", stop);
+  await relay.run();
+  await relay.stop();
+  await Promise.race([server.shutdown(), pause(500)]);
+  return 0;
+}
+
+async function printPanel(stream: string, type: string): Promise<number> {
+  const sql = connect({ max: 1, ...READER });
+  try {
+    const channels = await sql<
+      { stream: string; channel: string; address: string; label: string; rows: number }[]
+    >`
+      select stream, channel, address, label, rows
+      from pgpulse.channels
+      where stream = ${stream} or channel = ${stream}
+      order by channel = ${stream} desc, channel`;
+    if (!channels.length) {
+      const known = await sql`select stream from pgpulse.streams order by 1`;
+      throw new Error(
+        `Cannot print a panel of "${stream}": there is no such stream, only ` +
+          `${known.map((row) => `"${row.stream}"`).join(", ")}; add one with pgpulse.add_stream`,
+      );
+    }
+    console.log(JSON.stringify(panel(channels[0], type), null, 2));
+    return 0;
+  } catch (error) {
+    throw error instanceof postgres.PostgresError || (error as { code?: string }).code
+      ? new Error(explain(error, sql))
+      : error;
+  } finally {
+    await sql.end({ timeout: 1 });
+  }
+}
+
+if (import.meta.main) {
+  try {
+    Deno.exit(await main(Deno.args));
+  } catch (error) {
+    console.error(error instanceof Error ? error.message : String(error));
+    Deno.exit(1);
+  }
+}
