@@ -102,6 +102,16 @@ begin
         raise exception 'Cannot split stream "%": its view has no text column "%"', stream, split
             using hint = 'It has ' || pgpulse.column_list(view);
     end if;
+    step := case when history is not null then coalesce(step, history * 5 / (rows * 3)) end;
+    if rows not between 2 and 5000 or rows % 2 <> 0 then
+        raise exception 'Cannot add stream "%" with % rows: give an even number from 2 to 5000', stream, rows
+            using hint = 'Panels set maxDataPoints to half of it';
+    end if;
+    if history / extract(epoch from step) > interval '1 second' * (rows - 1) then
+        raise exception 'Cannot add stream "%": % in steps of % does not fit into a window of % rows',
+            stream, history, step, rows
+            using hint = 'Give a longer step or more rows; what is left over holds the newest rows';
+    end if;
     now_columns := pgpulse.column_list(view);
     select s.columns into old_columns from pgpulse.streams s where s.stream = add_stream.stream;
     if old_columns <> now_columns then
@@ -117,7 +127,7 @@ begin
         stream_id,
         rows,
         history,
-        case when history is not null then coalesce(step, history * 5 / (rows * 3)) end,
+        step,
         beat,
         split,
         now_columns

@@ -1,0 +1,549 @@
+/**
+ * Measures every figure that the README names, both sides in one run: medians and spread.
+ *
+ *     deno task bench [FIGURE ...]
+ *
+ * Runs with all permissions: it starts servers, and reads what processes cost from /proc.
+ * Needs: psql, and pgbench for the figure `writers`; GRAFANA_HOME for figures of a real Grafana.
+ * Costs: about ten minutes of the whole machine; run nothing beside it.
+ */
+import { join } from "node:path";
+import { parseArgs } from "node:util";
+import postgres from "npm:postgres@3.4.9";
+import { freePort } from "./dev.ts";
+import { ROOT, script, type TestServer, testServer, until } from "./testing.ts";
+
+const HELP = `bench: measures every figure that the README names
+
+Usage: deno task bench [FIGURE ...]
+
+Figures: start latency writers relay backfill (default: all)
+
+  --rounds N    repetitions of each measurement (default: 5)
+  --help        this text
+
+Needs psql; pgbench for "writers"; GRAFANA_HOME for a real Grafana's share. What cannot be
+measured here is said. Costs about ten minutes of the whole machine.
+`;
+
+const pause = (ms: number) => new Promise<void>((done) => setTimeout(done, ms));
+
+/** Value at the share `p` (0 to 1) of the sorted samples. */
+function quantile(samples: number[], p: number): number {
+  const sorted = samples.toSorted((a, b) => a - b);
+  return sorted[Math.min(sorted.length - 1, Math.floor(p * sorted.length))];
+}
+
+/** Prints one figure: its median and spread, beside the goal. */
+function report(figure: string, samples: number[], unit: string, goal: string): void {
+  const round = (x: number) => `${+x.toPrecision(3)}`;
+  const spread = samples.length > 1
+    ? ` (${round(Math.min(...samples))} to ${round(Math.max(...samples))})`
+    : "";
+  console.log(`| ${figure} | ${round(quantile(samples, 0.5))} ${unit}${spread} | ${goal} |`);
+}
+
+const missing = (figure: string, why: string) =>
+  console.log(`| ${figure} | not measured: ${why} | |`);
+
+/** A database as users have it: fsync on, roles and streams made. */
+async function database(): Promise<TestServer> {
+  const server = await testServer({
+    settings: ["fsync=on", "shared_buffers=1GB", "max_wal_size=4GB"],
+  });
+  const migrated = await script("migrate.ts", ["--set-passwords"], {
+    DATABASE_URL: server.url,
+    DB_PASSWORD: "server",
+    GRAFANA_DB_PASSWORD: "grafana",
+  });
+  if (migrated.code) throw new Error(migrated.stderr);
+  return server;
+}
+
+/** Seconds of processor time that a process and its threads have used. */
+function cpu(pid: number): number {
+  const stat = Deno.readTextFileSync(`/proc/${pid}/stat`).split(") ")[1].split(" ");
+  return (Number(stat[11]) + Number(stat[12])) / 100;
+}
+
+function memoryMB(pid: number): number {
+  return Number(/VmRSS:\s+(\d+)/.exec(Deno.readTextFileSync(`/proc/${pid}/status`))![1]) / 1024;
+}
+
+/** Share of one core, in percent, that a process uses over some seconds. */
+async function share(pid: number, seconds: number): Promise<number> {
+  const before = cpu(pid);
+  await pause(seconds * 1000);
+  return (cpu(pid) - before) / seconds * 100;
+}
+
+/** Takes frames as Grafana does and remembers when which row was accepted. */
+function endpoint() {
+  const accepted = new Map<string, { at: number; newest: number }[]>();
+  let frames = 0;
+  const server = Deno.serve(
+    { port: 0, hostname: "127.0.0.1", onListen: () => {} },
+    async (request) => {
+      const body = await request.text();
+      frames++;
+      const lines = body.trimEnd().split("\n");
+      // Windows are ordered by time: the last line of each channel is its newest row.
+      for (let i = 0; i < lines.length; i++) {
+        const channel = lines[i].slice(0, lines[i].search(/[ ,]/));
+        if (lines[i + 1]?.startsWith(channel)) continue;
+        const newest = Number(lines[i].slice(lines[i].lastIndexOf(" ") + 1)) / 1e6;
+        const list = accepted.get(channel) ?? [];
+        accepted.set(channel, list);
+        list.push({ at: Date.now(), newest });
+      }
+      return new Response();
+    },
+  );
+  const { port } = server.addr as Deno.NetAddr;
+  return {
+    url: `http://127.0.0.1:${port}`,
+    accepted,
+    get frames() {
+      return frames;
+    },
+    async [Symbol.asyncDispose]() {
+      await server.shutdown();
+    },
+  };
+}
+
+/** The relay as a process of its own, as role server. */
+async function relay(server: TestServer, url: string, token = "bench", args: string[] = []) {
+  const port = freePort(0);
+  const child = new Deno.Command(Deno.execPath(), {
+    args: [
+      "run",
+      "--no-prompt",
+      "--allow-env",
+      "--allow-net",
+      "--allow-read",
+      "--allow-write=.pgpulse",
+      "--allow-sys=hostname",
+      join(ROOT, "scripts/notify-relay.ts"),
+      `--port=${port}`,
+      ...args,
+    ],
+    cwd: ROOT,
+    env: {
+      DATABASE_URL: server.urlFor("server", "server"),
+      GRAFANA_URL: url,
+      GRAFANA_TOKEN: token,
+    },
+    stdout: "null",
+    stderr: "inherit",
+  }).spawn();
+  await until("the relay listens", async () => {
+    const answer = await fetch(`http://127.0.0.1:${port}/healthz`).catch(() => undefined);
+    return (await answer?.json())?.listening;
+  });
+  return {
+    pid: child.pid,
+    port,
+    async [Symbol.asyncDispose]() {
+      child.kill("SIGTERM");
+      await child.status;
+    },
+  };
+}
+
+/** A real Grafana with its own database, and a token of an Editor; undefined without GRAFANA_HOME. */
+async function grafana() {
+  const home = Deno.env.get("GRAFANA_HOME");
+  if (!home) return undefined;
+  const data = await Deno.makeTempDir();
+  const port = freePort(0);
+  const child = new Deno.Command(join(home, "bin", "grafana"), {
+    args: ["server", `--homepath=${home}`],
+    cwd: home,
+    env: {
+      GF_PATHS_DATA: data,
+      GF_PATHS_LOGS: join(data, "log"),
+      GF_SERVER_HTTP_ADDR: "127.0.0.1",
+      GF_SERVER_HTTP_PORT: `${port}`,
+      GF_PLUGINS_PREINSTALL_DISABLED: "true",
+      GF_ANALYTICS_CHECK_FOR_UPDATES: "false",
+      GF_ANALYTICS_CHECK_FOR_PLUGIN_UPDATES: "false",
+      GF_ANALYTICS_REPORTING_ENABLED: "false",
+    },
+    stdout: "null",
+    stderr: "null",
+  }).spawn();
+  const url = `http://127.0.0.1:${port}`;
+  const headers = {
+    authorization: `Basic ${new TextEncoder().encode("admin:admin").toBase64()}`,
+    "content-type": "application/json",
+  };
+  await until(
+    "Grafana is healthy",
+    () => fetch(`${url}/api/health`).then((r) => r.ok, () => false),
+    120_000,
+  );
+  const post = async (path: string, body: unknown) =>
+    await (await fetch(url + path, { method: "POST", headers, body: JSON.stringify(body) })).json();
+  const { id } = await post("/api/serviceaccounts", { name: "bench", role: "Editor" });
+  const { key } = await post(`/api/serviceaccounts/${id}/tokens`, { name: "bench" });
+  return {
+    pid: child.pid,
+    url,
+    token: key as string,
+    async [Symbol.asyncDispose]() {
+      child.kill("SIGTERM");
+      await child.status;
+      await Deno.remove(data, { recursive: true });
+    },
+  };
+}
+
+/** Waits for the frame that shows a row inserted at `inserted`; milliseconds until its acceptance. */
+async function shown(
+  frames: { at: number; newest: number }[],
+  from: number,
+  row: number,
+  inserted: number,
+) {
+  for (let i = from;; i++) {
+    await until("a frame comes", () => frames.length > i);
+    if (frames[i].newest >= row) return frames[i].at - inserted;
+  }
+}
+
+async function latency(rounds: number): Promise<void> {
+  await using server = await database();
+  await using taker = endpoint();
+  await using _relay = await relay(server, taker.url);
+  const frames = await until("frames come", () => taker.accepted.get("metrics"));
+  const probe = async () => {
+    const from = frames.length;
+    const inserted = Date.now();
+    const [{ ms }] = await server.sql`
+      insert into metrics (value) values (1)
+      returning floor(extract(epoch from "timestamp") * 1000)::float8 as ms`;
+    return await shown(frames, from, ms, inserted);
+  };
+  const quiet: number[] = [];
+  for (let i = 0; i < rounds * 10; i++) {
+    quiet.push(await probe());
+    await pause(700 + Math.random() * 600);
+  }
+  report("INSERT to frame accepted, quiet, p50", [quantile(quiet, 0.5)], "ms", "at most 10 ms");
+  report("the same, all samples", quiet, "ms", "");
+
+  // 50,000 rows/s: 1,000 rows every 20 ms by COPY from a process of its own.
+  const writer = new Deno.Command(Deno.execPath(), {
+    args: ["run", "-A", "--no-prompt", import.meta.filename!, "--writer", server.url],
+    cwd: ROOT,
+    stdout: "piped",
+  }).spawn();
+  await pause(3000);
+  const busy: number[] = [];
+  for (let i = 0; i < rounds * 40; i++) {
+    busy.push(await probe());
+    await pause(50 + Math.random() * 100);
+  }
+  writer.kill("SIGTERM");
+  const { stdout } = await writer.output();
+  report(
+    "rows/s going in meanwhile",
+    [Number(new TextDecoder().decode(stdout))],
+    "rows/s",
+    "50,000",
+  );
+  report("INSERT to frame accepted, p99", [quantile(busy, 0.99)], "ms", "at most 250 ms");
+  report("the same, all samples", busy, "ms", "");
+}
+
+/** Writes 50,000 rows a second into metrics until SIGTERM, then prints what it reached. */
+async function write(url: string): Promise<void> {
+  const sql = postgres(url, { max: 1 });
+  const started = performance.now();
+  let written = 0;
+  let stopped = false;
+  Deno.addSignalListener("SIGTERM", () => stopped = true);
+  const lines = Array.from({ length: 1000 }, (_, i) => `${i / 1000}\n`).join("");
+  while (!stopped) {
+    const copy = await sql`copy metrics (value) from stdin`.writable();
+    copy.end(lines);
+    await new Promise((done, fail) => copy.on("finish", done).on("error", fail));
+    written += 1000;
+    const ahead = written / 50 - (performance.now() - started);
+    if (ahead > 0) await pause(ahead);
+  }
+  console.log(Math.round(written / (performance.now() - started) * 1000));
+  await sql.end();
+}
+
+async function writers(rounds: number): Promise<void> {
+  const pgbench = await find("pgbench");
+  if (!pgbench) return missing("writers with live streams on against off", "no pgbench on PATH");
+  await using server = await database();
+  await using taker = endpoint();
+  const dir = await Deno.makeTempDir();
+  await Deno.writeTextFile(
+    join(dir, "insert.sql"),
+    "insert into metrics (value) values (random());\n",
+  );
+  await server
+    .sql`create table million as select now() as "timestamp", random() as value from generate_series(1, 1000000)`;
+  const single = async () => {
+    const out = await new Deno.Command(pgbench, {
+      args: ["-n", "-c", "8", "-T", "6", "-f", join(dir, "insert.sql"), server.url],
+      env: { PGOPTIONS: "" },
+    }).output();
+    return Number(/tps = ([\d.]+)/.exec(new TextDecoder().decode(out.stdout))![1]);
+  };
+  const psql = await find("psql");
+  await server.sql.unsafe(`copy (select 0.5 from million) to '/dev/null'`);
+  const file = join(dir, "million.txt");
+  await Deno.writeTextFile(file, "0.5\n".repeat(1_000_000));
+  const copy = async () => {
+    await server.sql`truncate metrics`;
+    await server.sql`checkpoint`;
+    const started = performance.now();
+    const out = await new Deno.Command(psql!, {
+      args: [server.url, "-qc", `\\copy metrics (value) from '${file}'`],
+    }).output();
+    if (!out.success) throw new Error(new TextDecoder().decode(out.stderr));
+    return 1e6 / (performance.now() - started) * 1000;
+  };
+  const figures: Record<string, number[]> = {
+    copyOff: [],
+    copyOn: [],
+    singleOff: [],
+    singleOn: [],
+  };
+  for (let i = 0; i < rounds; i++) {
+    for (const on of i % 2 ? [true, false] : [false, true]) {
+      await server.sql.unsafe(
+        `alter table metrics ${on ? "enable" : "disable"} trigger pgpulse_hint`,
+      );
+      await using _relay = on ? await relay(server, taker.url) : undefined;
+      figures[on ? "copyOn" : "copyOff"].push(await copy());
+      await server.sql`truncate metrics`;
+      figures[on ? "singleOn" : "singleOff"].push(await single());
+    }
+  }
+  await Deno.remove(dir, { recursive: true });
+  const ratios = (on: number[], off: number[]) => on.map((x, i) => x / off[i]);
+  report("one COPY of 1 M rows, off", figures.copyOff, "rows/s", "");
+  report(
+    "one COPY of 1 M rows, on / off",
+    ratios(figures.copyOn, figures.copyOff),
+    "x",
+    "at least 0.97x",
+  );
+  report("8 clients, one-row INSERTs, off", figures.singleOff, "rows/s", "");
+  report(
+    "8 clients, one-row INSERTs, on / off",
+    ratios(figures.singleOn, figures.singleOff),
+    "x",
+    "at least 0.90x",
+  );
+}
+
+async function relayCost(rounds: number): Promise<void> {
+  await using server = await database();
+  await using taker = endpoint();
+  const bare = new Deno.Command(Deno.execPath(), {
+    args: ["eval", "setInterval(() => {}, 1000)"],
+    cwd: ROOT,
+  }).spawn();
+  {
+    await using idle = await relay(server, taker.url);
+    await pause(10_000);
+    const shares: number[] = [];
+    for (let i = 0; i < rounds; i++) shares.push(await share(idle.pid, 5));
+    report("relay idle", shares, "% of a core", "under 1 %");
+    report("memory of a bare runtime", [memoryMB(bare.pid)], "MB", "");
+    report(
+      "relay idle, memory above that",
+      [memoryMB(idle.pid) - memoryMB(bare.pid)],
+      "MB",
+      "under 30 MB",
+    );
+  }
+  bare.kill();
+  await bare.status;
+  await server.sql.unsafe(`
+    create table fleet (time timestamptz, host text, value float8);
+    create index on fleet (host, time);
+    create index on fleet (time);
+    create view live.fleet as select time, host, value from fleet;
+    grant select on live.fleet to server;
+    select pgpulse.add_stream('fleet', split => 'host', beat => '1 second');
+    insert into fleet
+    select t, 'host-' || h, random()
+    from generate_series(now() - interval '6 minutes', now(), '1 second') t, generate_series(1, 200) h;
+    analyze fleet`).simple();
+  await using real = await grafana();
+  for (const [name, at] of [["an endpoint", undefined], ["a real Grafana", real]] as const) {
+    if (name === "a real Grafana" && !at) {
+      missing("200 channels, Grafana's own share", "GRAFANA_HOME is not set");
+      continue;
+    }
+    await using busy = await relay(server, at?.url ?? taker.url, at?.token, ["--budget=20MB"]);
+    let ticking = true;
+    const ticks = (async () => {
+      while (ticking) {
+        const next = pause(1000);
+        await server
+          .sql`insert into fleet select now(), 'host-' || h, random() from generate_series(1, 200) h`;
+        await next;
+      }
+    })();
+    await pause(5000);
+    const framesOf = async () => {
+      const text = await (await fetch(`http://127.0.0.1:${busy.port}/metrics`)).text();
+      return Number(/frames_total\{[^}]*\} (\d+)/.exec(text)![1]);
+    };
+    const before = await framesOf();
+    const started = performance.now();
+    const shares: number[] = [];
+    const theirs: number[] = [];
+    for (let i = 0; i < rounds; i++) {
+      const other = at && share(at.pid, 5);
+      shares.push(await share(busy.pid, 5));
+      if (other) theirs.push(await other);
+    }
+    const rate = (await framesOf() - before) / (performance.now() - started) * 1000;
+    ticking = false;
+    await ticks;
+    report(`200 channels x 300 rows to ${name}, frames`, [rate], "a second", "200");
+    report(`200 channels x 300 rows to ${name}, relay`, shares, "% of a core", "under 30 %");
+    report(`200 channels, relay's memory`, [memoryMB(busy.pid)], "MB", "");
+    if (theirs.length) {
+      report("200 channels, Grafana's own share", theirs, "% of a core", "beside it");
+    }
+  }
+}
+
+async function backfill(rounds: number): Promise<void> {
+  const psql = await find("psql");
+  if (!psql) return missing("generate --backfill against psql \\copy", "no psql on PATH");
+  await using server = await database();
+  await server.sql.unsafe("alter table metrics disable trigger pgpulse_hint");
+  const dir = await Deno.makeTempDir();
+  const file = join(dir, "rows.txt");
+  const ratios: number[] = [];
+  const ours: number[] = [];
+  const theirs: number[] = [];
+  for (let i = 0; i < rounds; i++) {
+    await server.sql`truncate metrics`;
+    await server.sql`checkpoint`;
+    let started = performance.now();
+    const made = await script("generate.ts", ["metrics", "--backfill=120d", "--seed=1"], {
+      DATABASE_URL: server.urlFor("server", "server"),
+    });
+    if (made.code) throw new Error(made.stderr);
+    const own = performance.now() - started;
+    const [{ count }] = await server.sql`select count(*)::int as count from metrics`;
+    await new Deno.Command(psql, {
+      args: [server.url, "-qc", `\\copy metrics ("timestamp", value) to '${file}'`],
+    }).output();
+    await server.sql`truncate metrics`;
+    await server.sql`checkpoint`;
+    started = performance.now();
+    await new Deno.Command(psql, {
+      args: [server.url, "-qc", `\\copy metrics ("timestamp", value) from '${file}'`],
+    }).output();
+    const other = performance.now() - started;
+    ours.push(count / own * 1000);
+    theirs.push(count / other * 1000);
+    ratios.push(other / own);
+  }
+  await Deno.remove(dir, { recursive: true });
+  report("generate --backfill 120d, start to end", ours, "rows/s", "");
+  report("psql \\copy of the same rows", theirs, "rows/s", "");
+  report("generate / psql", ratios, "x", "at least 1.0x");
+}
+
+async function find(command: string): Promise<string | undefined> {
+  const out = await new Deno.Command("sh", {
+    args: [
+      "-c",
+      `command -v ${command} || ls -d /usr/lib/postgresql/*/bin/${command} 2>/dev/null | tail -n 1`,
+    ],
+  }).output();
+  return new TextDecoder().decode(out.stdout).trim() || undefined;
+}
+
+async function start(rounds: number): Promise<void> {
+  const home = Deno.env.get("GRAFANA_HOME");
+  const rows: number[] = [];
+  const healthy: number[] = [];
+  const state = await Deno.makeTempDir();
+  // The first start makes the data directories; the others are warm.
+  for (let i = 0; i <= rounds; i++) {
+    const started = performance.now();
+    const child = new Deno.Command(Deno.execPath(), {
+      args: ["task", "-q", "dev", ...(home ? [] : ["--no-grafana"])],
+      cwd: ROOT,
+      env: { PGPULSE_STATE: state },
+      stdout: "null",
+      stderr: "null",
+    }).spawn();
+    try {
+      const status = () =>
+        Deno.readTextFile(join(state, "state.json")).then(JSON.parse).catch(() => undefined);
+      const secrets = await until(
+        "the database has a password",
+        () =>
+          Deno.readTextFile(join(state, "secrets.json")).then(JSON.parse).catch(() => undefined),
+        60_000,
+      );
+      void secrets;
+      void status;
+      throw new Error("to be written with dev.ts");
+    } finally {
+      child.kill("SIGTERM");
+      await child.status;
+      void started;
+    }
+  }
+  void healthy;
+  void rows;
+}
+
+const FIGURES: Record<string, (rounds: number) => Promise<void>> = {
+  start,
+  latency,
+  writers,
+  relay: relayCost,
+  backfill,
+};
+
+async function main(args: string[]): Promise<void> {
+  const { values, positionals } = parseArgs({
+    args,
+    allowPositionals: true,
+    options: {
+      rounds: { type: "string", default: "5" },
+      writer: { type: "string" },
+      help: { type: "boolean", short: "h" },
+    },
+  });
+  if (values.help) return console.log(HELP);
+  if (values.writer) return await write(values.writer);
+  const names = positionals.length ? positionals : Object.keys(FIGURES);
+  for (const name of names) {
+    if (!FIGURES[name]) {
+      throw new Error(`Cannot measure "${name}": choose of ${Object.keys(FIGURES).join(", ")}`);
+    }
+  }
+  console.log(`| figure | measured: median (least to most) | goal |\n|---|---|---|`);
+  for (const name of names) await FIGURES[name](Number(values.rounds));
+}
+
+if (import.meta.main) {
+  try {
+    await main(Deno.args);
+    Deno.exit(0);
+  } catch (error) {
+    console.error(error instanceof Error ? error.message : String(error));
+    Deno.exit(1);
+  }
+}

@@ -1,0 +1,49 @@
+// Runs sql/tests: one behaviour a file, each between begin and rollback, on both ends of the range.
+
+import { deepStrictEqual, strictEqual } from "node:assert";
+import { join } from "node:path";
+import postgres from "npm:postgres@3.4.9";
+import { ROOT, script, testServer, until } from "./testing.ts";
+
+const folder = join(ROOT, "sql/tests");
+const files = [...Deno.readDirSync(folder)].map(({ name }) => name).sort();
+
+for (const major of [15, 18] as const) {
+  Deno.test(`sql/tests on PostgreSQL ${major}`, async (t) => {
+    await using server = await testServer({ major });
+    const migrated = await script("migrate.ts", [], {
+      DATABASE_URL: server.url,
+      DB_PASSWORD: "server",
+      GRAFANA_DB_PASSWORD: "grafana",
+    });
+    strictEqual(migrated.code, 0, migrated.stderr);
+    for (const file of files) {
+      await t.step(file, async () => {
+        const sql = postgres(server.url, { max: 1, onnotice: () => {} });
+        try {
+          await sql.unsafe(await Deno.readTextFile(join(folder, file))).simple();
+        } finally {
+          await sql.end();
+        }
+      });
+    }
+
+    await t.step(
+      "live_metrics is announced on influx_feed as JSON, short when it would be too long",
+      async () => {
+        const sql = postgres(server.urlFor("server", "server"), { max: 1 });
+        const heard: Record<string, unknown>[] = [];
+        await sql.listen("influx_feed", (payload) => heard.push(JSON.parse(payload)));
+        await server.sql`alter table live_metrics add note text`;
+        await server.sql`insert into live_metrics (value, note) values (1.5, 'hello'), (2.5, ${
+          "x".repeat(9000)
+        })`;
+        await until("both rows are announced", () => heard.length === 2);
+        const rows = await server
+          .sql`select id::int, to_json("timestamp") as timestamp, value from live_metrics order by id`;
+        deepStrictEqual(heard, [{ ...rows[0], note: "hello" }, { ...rows[1] }]);
+        await sql.end();
+      },
+    );
+  });
+}

@@ -1,0 +1,44 @@
+-- What cannot be shown is refused with the reason, and nothing is registered.
+begin;
+
+create function pg_temp.refusal(statement text) returns text
+language plpgsql
+as $$
+begin
+    execute statement;
+    return 'not refused';
+exception when others then
+    return sqlerrm;
+end
+$$;
+
+create view live.no_time as select 1 as value;
+create view live.no_field as select now() as time, 'a' as label;
+create view live.odd as select now() as time, 1 as value, '{}'::jsonb as doc;
+create view live.fine as select now() as time, 1 as value, 'a'::text as host;
+
+do $$
+begin
+    assert pg_temp.refusal($q$select pgpulse.add_stream('absent')$q$) like '%there is no view live.absent';
+    assert pg_temp.refusal($q$select pgpulse.add_stream('no_time')$q$) like '%needs a timestamptz%';
+    assert pg_temp.refusal($q$select pgpulse.add_stream('no_field')$q$) like '%needs a timestamptz%';
+    assert pg_temp.refusal($q$select pgpulse.add_stream('odd')$q$) like '%cannot show the column doc (jsonb)';
+    assert pg_temp.refusal($q$select pgpulse.add_stream('fine', split => 'value')$q$)
+        like '%has no text column "value"';
+    assert pg_temp.refusal($q$select pgpulse.add_stream('fine', rows => 301)$q$) like '%with 301 rows%';
+    assert pg_temp.refusal(
+        $q$select pgpulse.add_stream('fine', history => '1 day', step => '1 minute')$q$
+    ) like '%1 day in steps of 00:01:00 does not fit into a window of 300 rows';
+    assert pg_temp.refusal($q$select pgpulse.drop_stream('fine')$q$) like '%there is none of that name';
+    assert not exists (select from pgpulse.streams where stream not in ('metrics', 'live_metrics'));
+
+    perform pgpulse.add_stream('fine', split => 'host');
+    create or replace view live.fine as select now() as time, 1 as value, 'a'::text as host, 2 as more;
+    assert pg_temp.refusal($q$select pgpulse.add_stream('fine')$q$) like 'Cannot change the columns%';
+    assert (select fault like 'its columns changed%' from pgpulse.stream_plans() where stream = 'fine');
+    drop view live.fine;
+    assert (select fault = 'its view is gone' from pgpulse.stream_plans() where stream = 'fine');
+end
+$$;
+
+rollback;
