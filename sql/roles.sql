@@ -17,9 +17,8 @@ begin
             execute format('comment on role %I is %L', wanted.name, wanted.purpose);
         exception
             when insufficient_privilege then
-                raise notice 'Role "%" is missing and "%" may not create it', wanted.name, current_user
-                    using hint = format('As an administrator: create role %I login password ''...''',
-                        wanted.name);
+                raise notice 'Role % is missing and % may not create it', wanted.name, current_user
+                    using hint = format('As an administrator: create role %I login', wanted.name);
             -- Roles belong to the whole server: a migrate of another database may be quicker.
             when duplicate_object or unique_violation then
                 null;

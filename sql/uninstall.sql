@@ -64,7 +64,8 @@ begin
                 role.name
             );
             if not role.ours then
-                raise notice 'keeps role % and its rights on what stays: migrate did not make it', role.name;
+                raise notice 'keeps role % and its rights on what stays: migrate did not make it',
+                    role.name;
                 continue;
             -- DROP OWNED would take these too.
             elsif exists (

@@ -12,7 +12,8 @@ declare
 begin
     if current_setting(setting, true) is distinct from slot then
         perform set_config(setting, slot, false);
-        perform pg_notify('pgpulse', tg_relid::regclass::text);
+        -- Not regclass::text, which depends on the writer's search_path.
+        perform pg_notify('pgpulse', tg_table_schema || '.' || tg_table_name);
     end if;
     return null;
 end

@@ -283,7 +283,12 @@ begin
             select array_agg(l order by l) into labels from unnest(labels) l;
             select array_agg(f order by f) into fields from unnest(fields) f;
             labels := coalesce(labels, '{}');
-            tables := array(select b::text from pgpulse.tables_behind(view) b);
+            tables := array(
+                select n.nspname || '.' || c.relname
+                from pgpulse.tables_behind(view) b
+                join pg_class c on c.oid = b
+                join pg_namespace n on n.oid = c.relnamespace
+            );
             own_part := case when s.split is null then '' else format('v.%I = part.value and', s.split) end;
 
             read_tail := format(

@@ -1,6 +1,6 @@
 -- What is shown live: one row a stream; everything else about it is derived from its view.
 
-create schema live;
+create schema if not exists live;
 
 comment on schema live is
     'One view a stream: a timestamptz column, text columns as labels, numeric columns as fields.';
