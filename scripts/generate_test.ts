@@ -1,0 +1,473 @@
+import { deepStrictEqual, match, ok, rejects, strictEqual, throws } from "node:assert";
+import type postgres from "npm:postgres@3.4.9";
+import { binary, duration, type Job, level, parse, Run, SOURCES, walk } from "./generate.ts";
+import { ROOT, testServer, until } from "./testing.ts";
+
+/** The permissions that the head of the script names. */
+const ALLOW = ["--no-prompt", "--allow-env=PG*,DATABASE_URL,DB_*", "--allow-net", "--allow-read"];
+
+/** Starts the command as a user does. */
+function start(url: string, ...args: string[]) {
+  const child = new Deno.Command(Deno.execPath(), {
+    args: ["run", ...ALLOW, "scripts/generate.ts", ...args],
+    cwd: ROOT,
+    env: { DATABASE_URL: url },
+    stdout: "piped",
+    stderr: "piped",
+  }).spawn();
+  const end = child.output().then(({ code, stdout, stderr }) => ({
+    code,
+    stdout: new TextDecoder().decode(stdout),
+    stderr: new TextDecoder().decode(stderr),
+  }));
+  return { child, end };
+}
+
+const generate = (url: string, ...args: string[]) => start(url, ...args).end;
+
+/** Server with the tables of the two sources. */
+async function prepared() {
+  const server = await testServer();
+  for (const table of ["metrics", "live_metrics"]) {
+    await server.sql.unsafe(`
+      create table ${table} (
+          id bigserial primary key,
+          "timestamp" timestamptz not null default now(),
+          value double precision
+      );
+      create index on ${table} ("timestamp");
+    `);
+  }
+  return server;
+}
+
+/** What a table holds, in steps of `ms`; without gaps and doubles, its three counts are equal. */
+async function state(sql: postgres.Sql, ms: number, table = "metrics") {
+  const [row] = await sql<{ rows: number; ticks: number; span: number; off: number }[]>`
+    select
+        count(*)::int as rows,
+        count(distinct "timestamp")::int as ticks,
+        coalesce(extract(epoch from max("timestamp") - min("timestamp")) * 1000 / ${ms}::int + 1, 0)
+            ::float8 as span,
+        count(*) filter (where extract(epoch from "timestamp") * 1000 % ${ms}::int <> 0)::int as off
+    from ${sql(table)}
+  `;
+  return row;
+}
+
+const whole = (n: number) => ({ rows: n, ticks: n, span: n, off: 0 });
+
+/** Runs a job in this process; gives what it counted and what it said. */
+async function within(url: string, job: Partial<Job>) {
+  const said: string[] = [];
+  const { error } = console;
+  console.error = (text) => said.push(text);
+  const before = Deno.env.get("DATABASE_URL");
+  Deno.env.set("DATABASE_URL", url);
+  const run = new Run({ ...parse([]) as Job, ...job }, new AbortController().signal);
+  try {
+    await run.run();
+    return { written: run.written, said };
+  } finally {
+    console.error = error;
+    await run.end();
+    if (before === undefined) Deno.env.delete("DATABASE_URL");
+    else Deno.env.set("DATABASE_URL", before);
+  }
+}
+
+/**
+ * Stands between client and server. The first `times` messages that contain `word` reach the
+ * server, but the client loses its connection instead of getting the answer.
+ */
+function losing(port: number, word: string, times: number) {
+  const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  const text = new TextDecoder("latin1");
+  const open = new Set<Deno.Conn>();
+  const serve = async (client: Deno.Conn) => {
+    const server = await Deno.connect({ hostname: "127.0.0.1", port });
+    open.add(client).add(server);
+    let lost = false;
+    const copy = async (from: Deno.Conn, to: Deno.Conn, look: boolean) => {
+      const buffer = new Uint8Array(65536);
+      for (let n; (n = await from.read(buffer));) {
+        const bytes = buffer.subarray(0, n);
+        if (look && times > 0 && text.decode(bytes).includes(word)) {
+          times--;
+          lost = true;
+        }
+        if (!look && lost) break;
+        for (let at = 0; at < n;) at += await to.write(bytes.subarray(at));
+      }
+    };
+    await Promise.race([copy(client, server, true), copy(server, client, false)]).catch(() => {});
+    for (const one of [client, server]) {
+      if (open.delete(one)) one.close();
+    }
+  };
+  const done = (async () => {
+    for await (const client of listener) serve(client).catch(() => {});
+  })();
+  return {
+    port: (listener.addr as Deno.NetAddr).port,
+    left: () => times,
+    async [Symbol.asyncDispose]() {
+      listener.close();
+      for (const one of open) one.close();
+      open.clear();
+      await done;
+    },
+  };
+}
+
+Deno.test("durations have a unit and a least value", () => {
+  deepStrictEqual(["1ms", "5s", "2m", "3h", "30d"].map((text) => duration("interval", text)), [
+    1,
+    5000,
+    120_000,
+    10_800_000,
+    2_592_000_000,
+  ]);
+  for (const text of ["0", "0s", "5", "s", "-5s", "1.5s", "5 s", "soon", "", "99999d"]) {
+    throws(() => duration("interval", text), { message: /^Cannot read --interval ".*": expected/ });
+  }
+});
+
+Deno.test("bad flags say what is wrong and what is expected", () => {
+  const bad: [string, RegExp][] = [
+    ["nix", /^Cannot make "nix": expected one of metrics, live/],
+    ["metrics live", /^Cannot make "metrics live"/],
+    ["constructor", /^Cannot make "constructor"/],
+    ["--interval 0", /^Cannot read --interval "0": expected a whole number and a unit/],
+    ["--backfill soon", /^Cannot read --backfill "soon": expected/],
+    ["--backfill 1s", /^Cannot use --backfill "1s": expected at least one interval, 5000ms$/],
+    ["--count -3", /^Cannot read --count: expected a value/],
+    ["--count=-3", /^Cannot read --count "-3": expected a whole number from 1$/],
+    ["--count 0", /^Cannot read --count "0"/],
+    ["--count 1e3", /^Cannot read --count "1e3"/],
+    ["--seed=", /^Cannot use --seed ""/],
+    ["--follow", /^Cannot use --follow alone/],
+    ["--backfill 1d --count 5", /^Cannot use --count with --backfill/],
+    ["--wait", /^Cannot read --wait: expected a value/],
+    ["--wait 1m", /^Cannot read --wait "1m": expected seconds/],
+    ["--frob", /^Cannot read the command line: Unknown option '--frob'$/],
+  ];
+  for (const [line, message] of bad) {
+    throws(() => parse(line.split(" ")), { message }, line);
+  }
+  strictEqual(parse(["--help"]), "help");
+});
+
+Deno.test("values depend on seed and time only, stay in bounds and move gently", () => {
+  const times = Array.from({ length: 20_000 }, (_, i) => 1_790_000_000_000 + i * 60_000);
+  const values = times.map((time) => level(7, time));
+  deepStrictEqual(times.toReversed().map((time) => level(7, time)).toReversed(), values);
+  ok(values.every((value) => value >= 0 && value <= 100));
+  ok(times.every((time) => Math.abs(walk(7, time)) <= 1));
+  ok(Math.max(...values) - Math.min(...values) > 30, "uses the scale");
+  const steps = times.map((time) => Math.abs(level(7, time) - level(7, time + 1000)));
+  ok(Math.max(...steps) < 10, "a second does not jump");
+  const same = times.filter((time, i) => level(8, time) === values[i]);
+  ok(same.length < times.length / 20, "another seed, another curve");
+});
+
+Deno.test("--help is the manual, and wrong flags exit with 2", async () => {
+  const help = await generate("", "--help");
+  strictEqual(help.code, 0);
+  for (const word of [...Object.keys(SOURCES), "--backfill", "DATABASE_URL", "Cost", "Examples"]) {
+    ok(help.stdout.includes(word), word);
+  }
+  const wrong = await generate("", "--interval", "0");
+  strictEqual(wrong.code, 2);
+  match(wrong.stderr, /^Cannot read --interval "0".*\nSee deno task generate --help\n$/);
+});
+
+Deno.test("generate writes rows", async (t) => {
+  await using server = await prepared();
+  const { sql, url } = server;
+  const clear = () => sql`truncate metrics, live_metrics`;
+
+  await t.step("binary COPY carries every type", async () => {
+    await sql`create table every (at timestamptz, f float8, i int, s text)`;
+    const rows = [
+      [0, -1.5, 2147483647, 'żółw, "=\n\\ 🐢'],
+      [-8e12, NaN, -2147483648, ""],
+      [1_790_000_000_123, -Infinity, null, null],
+      [null, 5e-324, 0, "x".repeat(20_000)],
+      ...Array.from({ length: 20_000 }, (_, i) => [i, i / 3, i, `${i}`]),
+    ];
+    const copy = await sql`copy every from stdin (format binary)`.writable();
+    for (const block of binary(["timestamptz", "float8", "int", "text"], rows)) copy.write(block);
+    await new Promise<void>((done) => copy.end(done));
+    const found =
+      await sql`select (extract(epoch from at) * 1000)::float8 as at, f, i, s from every`;
+    deepStrictEqual(found.map((row) => [row.at, row.f, row.i, row.s]), rows);
+    throws(() => [...binary(["text"], [["x".repeat(300_000)]])], /Cannot copy a text of 300000/);
+  });
+
+  await t.step("--count rows on the grid, then a line of what it wrote", async () => {
+    const { code, stdout } = await generate(url, "--interval", "100ms", "--count", "5");
+    strictEqual(code, 0);
+    match(stdout, /^Wrote 5 rows into metrics, 2\S+ to 2\S+, in \S+ m?s \(\S+ rows\/s\)\n$/);
+    deepStrictEqual(await state(sql, 100), whole(5));
+  });
+
+  await t.step("live writes into live_metrics", async () => {
+    await generate(url, "live", "--interval", "20ms", "--count", "7");
+    deepStrictEqual(await state(sql, 20, "live_metrics"), whole(7));
+  });
+
+  await t.step("an interval of 1 ms keeps its rate by batches", async () => {
+    await clear();
+    await within(url, { interval: 1, count: 1500 });
+    deepStrictEqual(await state(sql, 1), whole(1500));
+  });
+
+  await t.step("a restart within an interval does not write its tick twice", async () => {
+    await clear();
+    await within(url, { interval: 864e5, count: 1 });
+    const { child, end } = start(url, "--interval", "1d");
+    await until(
+      "the second is ready",
+      async () =>
+        (await sql`select from pg_stat_activity where application_name = 'pgpulse generate'
+        and state = 'idle' and query like '%date_bin%'`).length,
+    );
+    child.kill("SIGINT");
+    const { code, stdout } = await end;
+    strictEqual(code, 0);
+    strictEqual(stdout, "Wrote nothing into metrics\n");
+    strictEqual((await state(sql, 864e5)).rows, 1);
+  });
+
+  await t.step("the same seed and times give the same values, live and by COPY", async () => {
+    await clear();
+    await within(url, { interval: 50, count: 20, seed: "a" });
+    // A backfill ends before the tick that is due now.
+    await new Promise((done) => setTimeout(done, 60));
+    const live = await sql`select "timestamp", value from metrics order by 1`;
+    const copied = async (seed?: string) => {
+      await clear();
+      await within(url, { interval: 50, backfill: 60_000, seed });
+      return await sql`
+        select "timestamp", value from metrics where "timestamp" between
+        ${live[0].timestamp} and ${live.at(-1)!.timestamp} order by 1
+      `;
+    };
+    deepStrictEqual([...await copied("a")], [...live]);
+    const other = await copied("b");
+    ok(other.some(({ value }, i) => value !== live[i].value));
+    deepStrictEqual([...await copied()], [...await copied()], "the table's own seed");
+  });
+
+  await t.step("--backfill fills the range up to the tick before this one, once", async () => {
+    await clear();
+    const first = await generate(url, "--backfill", "30d", "--interval", "1m");
+    strictEqual(first.code, 0);
+    match(first.stdout, /^Wrote 43,200 rows into metrics/);
+    deepStrictEqual(await state(sql, 60_000), whole(43_200));
+    const [{ age }] = await sql`
+      select extract(epoch from now() - max("timestamp"))::float8 as age from metrics
+    `;
+    ok(age >= 60 && age < 200, `newest row is ${age} s old`);
+    const more = await within(url, { interval: 60_000, backfill: 31 * 864e5 });
+    const { rows } = await state(sql, 60_000);
+    strictEqual(rows, 43_200 + more.written.rows);
+    deepStrictEqual(await state(sql, 60_000), whole(rows));
+    ok(more.written.rows >= 1440 && more.written.rows < 1450);
+    ok(more.written.there > 43_190);
+  });
+
+  await t.step("--backfill leaves ticks alone that have rows, wherever these lie", async () => {
+    await clear();
+    const start = Math.floor(Date.now() / 1000) * 1000 - 30_000;
+    for (const ms of [0, 400, 5999, 6000]) {
+      await sql`insert into metrics ("timestamp", value) values (${new Date(start + ms)}, -1)`;
+    }
+    const run = await within(url, { interval: 1000, backfill: 60_000 });
+    strictEqual(run.written.rows, 57);
+    strictEqual(run.written.there, 3);
+    const [{ seconds }] = await sql`
+      select count(distinct date_trunc('second', "timestamp"))::int as seconds from metrics
+    `;
+    strictEqual(seconds, 60);
+  });
+
+  await t.step("two backfills at once fill the range once", async () => {
+    await clear();
+    const job = { interval: 1000, backfill: 2 * 864e5 };
+    await Promise.all([within(url, job), within(url, job)]);
+    const { rows } = await state(sql, 1000);
+    ok(rows >= 172_800 && rows <= 172_802);
+    deepStrictEqual(await state(sql, 1000), whole(rows));
+  });
+
+  await t.step("--follow goes on live without a gap", async () => {
+    await clear();
+    const run = await within(url, { interval: 10, backfill: 60_000, follow: true, count: 50 });
+    strictEqual(run.written.rows, 6050);
+    deepStrictEqual(await state(sql, 10), whole(6050));
+  });
+
+  await t.step("SIGTERM in a backfill: whole transactions, and the next run goes on", async () => {
+    await clear();
+    const args = ["--backfill", "1000000s", "--interval", "1s"];
+    const { child, end } = start(url, ...args);
+    await until("rows are there", async () => (await sql`select from metrics limit 1`).length);
+    child.kill("SIGTERM");
+    const { code, stdout, stderr } = await end;
+    strictEqual(code, 130, stderr);
+    const [, wrote] = /^Wrote ([\d,]+) rows/.exec(stdout) ?? [];
+    const rows = Number(wrote?.replaceAll(",", ""));
+    deepStrictEqual(await state(sql, 1000), whole(rows));
+    ok(rows < 1_000_000, "stopped in the middle");
+    const again = await generate(url, ...args);
+    match(again.stdout, /; \d[\d,]* ticks had rows already\n$/);
+    const all = await state(sql, 1000);
+    deepStrictEqual(all, whole(all.span));
+    ok(all.rows >= 1_000_000 && all.rows < 1_000_100);
+  });
+
+  await t.step("a source with several tables is written as one", async () => {
+    await sql`create table many (at timestamptz, who text, n int)`;
+    await sql`create table rare (at timestamptz, v float8)`;
+    SOURCES.test = {
+      help: "",
+      interval: "1s",
+      tables: {
+        many: {
+          columns: { at: "timestamptz", who: "text", n: "int" },
+          rows: (_, time) => [[time, `a'"b`, 1], [time, null, 2]],
+        },
+        rare: {
+          columns: { at: "timestamptz", v: "float8" },
+          rows: (seed, time) => time % 1000 ? [] : [[time, level(seed, time)]],
+        },
+      },
+    };
+    try {
+      const job = { what: "test", interval: 100, count: 20, follow: true, backfill: 30_000 };
+      const run = await within(url, job);
+      const [{ many, rare }] = await sql`
+        select (select count(*)::int from many) as many, (select count(*)::int from rare) as rare
+      `;
+      strictEqual(many, 640);
+      strictEqual(rare, 32);
+      strictEqual(run.written.rows, many + rare);
+      deepStrictEqual(
+        [...await sql`select distinct who, n from many order by n`],
+        [{ who: `a'"b`, n: 1 }, { who: null, n: 2 }],
+      );
+    } finally {
+      delete SOURCES.test;
+    }
+  });
+
+  await t.step("a clock that is set is followed, the gap stays empty", async () => {
+    await clear();
+    const now = Date.now;
+    const set = setTimeout(() => Date.now = () => now() + 3_600_000, 300);
+    try {
+      await within(url, { interval: 20, count: 50 });
+    } finally {
+      clearTimeout(set);
+      Date.now = now;
+    }
+    const { rows, ticks, span, off } = await state(sql, 20);
+    deepStrictEqual({ rows, ticks, off }, { rows: 50, ticks: 50, off: 0 });
+    ok(span > 180_000, "jumped");
+  });
+
+  await t.step("an INSERT or COMMIT whose answer is lost is not repeated", async () => {
+    await clear();
+    {
+      await using proxy = losing(server.port, '"value"', 3);
+      const through = url.replace(`:${server.port}`, `:${proxy.port}`);
+      const run = await within(through, { interval: 20, count: 60 });
+      strictEqual(proxy.left(), 0);
+      strictEqual(run.written.rows, 60);
+      ok(run.said.some((text) => /^Cannot use .* tries again/.test(text)), run.said.join("\n"));
+      deepStrictEqual(await state(sql, 20), whole(60));
+    }
+    await clear();
+    {
+      await using proxy = losing(server.port, "commit", 2);
+      const through = url.replace(`:${server.port}`, `:${proxy.port}`);
+      const run = await within(through, { interval: 1000, backfill: 864e5 });
+      strictEqual(proxy.left(), 0);
+      strictEqual(run.written.rows, 86_400);
+      deepStrictEqual(await state(sql, 1000), whole(86_400));
+    }
+  });
+
+  await t.step(
+    "a wrong password or a missing table ends it after --wait, with advice",
+    async () => {
+      const wrong = await generate(server.urlFor("user", "nonsense"), "--wait", "0");
+      strictEqual(wrong.code, 1);
+      match(wrong.stderr, /^Cannot use "127.0.0.1:\d+": the password of "user" is wrong; .*\n$/);
+      ok(!wrong.stderr.includes("nonsense"));
+      await sql`drop table live_metrics`;
+      const job = { what: "live", wait: 300 };
+      await rejects(within(url, job), {
+        message: /"live_metrics" does not exist; run deno task migr/,
+      });
+    },
+  );
+
+  await t.step("a table that comes within --wait is waited for", async () => {
+    const { end } = start(url, "live", "--interval", "10ms", "--count", "3");
+    await new Promise((done) => setTimeout(done, 800));
+    await sql`create table live_metrics ("timestamp" timestamptz, value float8)`;
+    const { code, stderr } = await end;
+    strictEqual(code, 0, stderr);
+    deepStrictEqual(await state(sql, 10, "live_metrics"), whole(3));
+  });
+});
+
+Deno.test("generate outlives a database that is killed", async (t) => {
+  await using server = await prepared();
+  const { sql, url } = server;
+
+  await t.step("live: ticks missed are written afterwards, each once", async () => {
+    const { end } = start(url, "--interval", "20ms", "--count", "150");
+    await until("rows are there", async () => (await sql`select from metrics limit 1`).length);
+    await server.kill();
+    await new Promise((done) => setTimeout(done, 1000));
+    await server.start();
+    const { code, stdout, stderr } = await end;
+    strictEqual(code, 0, stderr);
+    match(stdout, /^Wrote 150 rows/);
+    deepStrictEqual(await state(sql, 20), whole(150));
+    match(
+      stderr,
+      /^Writes .*\nCannot use .*; tries again until it answers\nThe database works again .*\n$/,
+    );
+  });
+
+  await t.step("backfill: nothing lost, nothing doubled", async () => {
+    await sql`truncate metrics`;
+    const { end } = start(url, "--backfill", "8d", "--interval", "2s");
+    await until("rows are there", async () => (await sql`select from metrics limit 1`).length);
+    await server.kill();
+    await server.start();
+    const { code, stdout, stderr } = await end;
+    strictEqual(code, 0, stderr);
+    match(stdout, /^Wrote 345,600 rows/);
+    deepStrictEqual(await state(sql, 2000), whole(345_600));
+    match(stderr, /Cannot use /);
+  });
+
+  await t.step("away at the start: waits, and stops when told to", async () => {
+    await server.kill();
+    const { child, end } = start(url);
+    const seen = new Promise((done) => setTimeout(done, 1500));
+    await seen;
+    child.kill("SIGTERM");
+    const { code, stdout, stderr } = await end;
+    strictEqual(code, 0);
+    strictEqual(stdout, "Wrote nothing into metrics\n");
+    match(stderr, /^Cannot use "127.0.0.1:\d+": nothing listens there; .*\n$/);
+    await server.start();
+  });
+});
