@@ -995,6 +995,17 @@ async function findDatabase(setting: Setting): Promise<Database> {
     DB_PASSWORD: given("DB_PASSWORD") ?? secret(`server${where}`),
     GRAFANA_DB_PASSWORD: given("GRAFANA_DB_PASSWORD") ?? secret(`grafana_readonly${where}`),
   };
+  // By this file the other tasks of deno.json find the database that dev runs.
+  const address = external ? {} : {
+    DB_HOST: url.hostname,
+    DB_PORT: url.port,
+    DB_NAME: url.pathname.slice(1),
+    MIGRATE_USER: url.username,
+    POSTGRES_PASSWORD: decodeURIComponent(url.password),
+    ...passwords,
+  };
+  const lines = Object.entries(address).map(([name, value]) => `${name}='${value}'\n`);
+  writeKept("dev.env", lines.join(""));
   const scripts = new URL(url);
   scripts.username = "server";
   scripts.password = encodeURIComponent(passwords.DB_PASSWORD);
@@ -1079,8 +1090,8 @@ function ownDatabase(db: Database, { log, secret }: Setting): Part {
       return `To begin with an empty database, stop, and remove "${data}"`;
     },
     links: () => {
-      const kept = `  (password: "server" in ${join(STATE, "secrets.json")})`;
-      return [STARTED, `Database     ${masked(db.scripts)}${given("DB_PASSWORD") ? "" : kept}`];
+      const kept = `  (its password: POSTGRES_PASSWORD in ${join(STATE, "dev.env")})`;
+      return [STARTED, `Database     ${masked(db.url.href)}${kept}`];
     },
   };
 }
@@ -1260,7 +1271,7 @@ function foreignGrafana(urls: string[], { log }: Setting, db: Database): Part {
       log("grafana", `${text}. Or set GRAFANA_TOKEN (role Admin) to have it done`, "warn");
     }
   };
-  let filled = false;
+  const filled = new Set<string>();
   return {
     name: "grafana",
     after: ["migrate"],
@@ -1270,13 +1281,19 @@ function foreignGrafana(urls: string[], { log }: Setting, db: Database): Part {
         if (trouble) return trouble;
       }
     },
+    // Called whenever it has become healthy: what failed is tried again then, and every minute.
     async ready() {
-      for (const [i, url] of filled ? [] : urls.entries()) {
-        await fill(url, tokens[i]).catch((error) =>
-          log("grafana", `Cannot import into "${url}": ${reason(error)}`, "warn")
-        );
+      for (const [i, url] of urls.entries()) {
+        if (filled.has(url)) continue;
+        await fill(url, tokens[i]).then(() => filled.add(url), (error) => {
+          log(
+            "grafana",
+            `Cannot import into "${url}", tries again in a minute: ${reason(error)}`,
+            "warn",
+          );
+          Deno.unrefTimer(setTimeout(() => this.ready!(), 60_000));
+        });
       }
-      filled = true;
     },
     address: urls.join(","),
     advice: "Look at GRAFANA_URL; the scripts run on meanwhile",
@@ -1437,7 +1454,7 @@ function readKept<T>(name: string, otherwise: T, log?: Log): T {
 function writeKept(name: string, value: unknown): void {
   const path = join(STATE, name);
   try {
-    const text = JSON.stringify(value, null, 2) + "\n";
+    const text = typeof value === "string" ? value : JSON.stringify(value, null, 2) + "\n";
     Deno.writeTextFileSync(`${path}.part`, text, { mode: 0o600 });
     Deno.renameSync(`${path}.part`, path);
   } catch (error) {

@@ -413,7 +413,9 @@ Deno.test("compose: the scripts run with the permissions that deno.json gives th
   const ran = services.filter(([, { image }]) => image.startsWith("denoland/deno:"));
   deepStrictEqual(ran.map(([name]) => name), ["migrate", "generate", "generate-live", "relay"]);
   for (const [name, service] of ran) {
-    const [, ...task] = words(tasks[name.replace("-live", "")].command);
+    // Only here, beside deno task dev, is there a file with the address of a database.
+    const [, ...task] = words(tasks[name.replace("-live", "")].command)
+      .filter((word) => word !== "-q" && !word.startsWith("--env-file="));
     // Same words, same paths: the folder of the repository is /pgpulse there.
     deepStrictEqual(words(service.command).slice(0, task.length), task, name);
     strictEqual(service.working_dir, "/pgpulse", name);

@@ -453,17 +453,34 @@ async function claim({ sql, at }: Session): Promise<void> {
   }
   for (let told = false;; await pause(300)) {
     await sql.unsafe(SESSION);
-    const [{ ours, holder }] = await sql`
-      select pg_try_advisory_lock(key) as ours, (
+    const [{ ours, holder, backend }] = await sql`
+      select pg_backend_pid() as backend, pg_try_advisory_lock(key) as ours, (
           select pid from pg_locks
           where locktype = 'advisory' and granted and classid::int8 << 32 | objid::int8 = key
               and database = (select oid from pg_database where datname = current_database())
       ) as holder
       from hashtextextended('pgpulse migrate', 0) as key`;
-    if (ours) return;
+    if (ours) return await stays(sql, backend);
     const end = holder ? `; if it is dead: select pg_terminate_backend(${holder})` : "";
     if (!told) console.log(`Waits: another migrate is at work on ${at}${end}`);
     told = true;
+  }
+}
+
+/** Refuses a pooler that hands each transaction to any session: the lock would be left behind. */
+async function stays(sql: postgres.Sql, backend: number): Promise<void> {
+  for (let i = 0; i < 5; i++) {
+    const [{ same, held }] = await sql`
+      select pg_backend_pid() = ${backend} as same, exists (
+          select from pg_locks
+          where locktype = 'advisory' and pid = pg_backend_pid()
+      ) as held`;
+    if (same && held) continue;
+    await sql`select pg_terminate_backend(${backend}) where pg_backend_pid() <> ${backend}`;
+    throw new Error(
+      "Cannot migrate through a pooler in transaction mode: it loses the lock; use the address of " +
+        "the database itself, or of a pooler in session mode",
+    );
   }
 }
 

@@ -1,8 +1,9 @@
 /**
  * Shows PostgreSQL live in Grafana: pushes each stream of schema `live` to Grafana Live.
  *
- *     deno run --no-prompt --allow-env --allow-net --allow-read --allow-write=.pgpulse \
- *         --allow-sys=hostname scripts/notify-relay.ts
+ *     deno run --no-prompt --allow-net --allow-read --allow-write=.pgpulse --allow-sys=hostname \
+ *         "--allow-env=DATABASE_URL,LISTEN_DATABASE_URL,DB_*,PG*,GRAFANA_*,GF_*,RELAY_PORT" \
+ *         scripts/notify-relay.ts
  *
  * Needs: a database that scripts/migrate.ts has prepared, as role `server`; GRAFANA_URL.
  * Costs: 60 MB of memory; under 1 % of a core when nothing moves. Each stream is read at most a
@@ -12,6 +13,7 @@
  * frame replaces the picture: a panel is full when it opens, and whatever was lost heals with the
  * next frame. NOTIFY only says that something changed; the truth is read from the view.
  */
+import { Buffer } from "node:buffer";
 import { parseArgs } from "node:util";
 import { dirname } from "node:path";
 import postgres from "npm:postgres@3.4.9";
@@ -50,8 +52,8 @@ Serves: /                one page that shows every stream
         /healthz         200 while it works; says what it cannot reach
         /metrics         for Prometheus
 
-Costs: about 60 MB of memory, under 1 % of a core when nothing moves; in Grafana about 1.25 % of a
-core for each push of 300 rows a second.
+Costs: about 60 MB of memory, under 1 % of a core when nothing moves, at most 6 connections; in
+Grafana about 1.25 % of a core for each push of 300 rows a second.
 
 Examples:
   DATABASE_URL=postgres://server:secret@db/testdb GRAFANA_URL=http://localhost:3000 \\
@@ -62,6 +64,8 @@ Examples:
 
 /** Rows of a Grafana message must stay below this; Grafana itself refuses 500 * 1024 bytes. */
 const MAX_MESSAGE = 480 * 1024;
+/** Characters of a label; it stands in every row of its series. */
+const MAX_LABEL = 200;
 /** Series of one channel; browsers never drop a label that they saw. */
 const MAX_SERIES = 100;
 /** Channels of one split stream; Grafana never forgets a channel. */
@@ -74,6 +78,8 @@ const FULL_MS = 10_000;
 const TAIL_MS = 1_500;
 /** Rows that became visible out of order within this time are seen by the next tail read. */
 const OVERLAP_MS = 2_000;
+/** Reads that take longer share one connection, so that they hold up only each other. */
+const SLOW_MS = 250;
 const PULSE_MS = 1_200;
 const LEASE_S = 3.5;
 
@@ -100,7 +106,14 @@ export function connect(
   }
   const mode = url.searchParams.get("sslmode") ?? env("DB_SSLMODE", "prefer");
   const root = url.searchParams.get("sslrootcert") ?? env("DB_SSLROOTCERT");
-  const ca = root && root !== "system" ? Deno.readTextFileSync(root) : undefined;
+  let ca: string | undefined;
+  try {
+    if (root && root !== "system") ca = Deno.readTextFileSync(root);
+  } catch (error) {
+    throw new Error(
+      `Cannot read the CA file "${root}" of sslrootcert: ${(error as Error).message}`,
+    );
+  }
   const anyName = { checkServerIdentity: () => undefined };
   const ssl = {
     disable: false,
@@ -108,7 +121,8 @@ export function connect(
     prefer: "prefer",
     require: ca ? { ca, ...anyName } : "require",
   }[mode] ??
-    (mode === "verify-ca" ? { ca, ...anyName } : { ca });
+    // The host is named here too: the driver leaves out addresses, and then any name would do.
+    (mode === "verify-ca" ? { ca, ...anyName } : { ca, host: url.hostname });
   // A pooler in transaction mode forgets prepared statements; its URL says pgbouncer=true.
   const prepare = url.searchParams.get("pgbouncer") !== "true";
   for (const name of ["sslmode", "sslrootcert", "pgbouncer"]) url.searchParams.delete(name);
@@ -138,6 +152,8 @@ export function explain(error: unknown, sql?: postgres.Sql): string {
     ECONNREFUSED: "nothing listens there; start it (deno task dev) or set DATABASE_URL",
     ENOTFOUND: "no such host; correct the host in DATABASE_URL",
     CONNECT_TIMEOUT: "no answer; look at the address, the firewall and the network",
+    EPIPE: "it closed the connection; it may be restarting",
+    ECONNRESET: "it closed the connection; it may be restarting",
     CONNECTION_CLOSED: "it closed the connection; it may be restarting",
     CONNECTION_ENDED: "the connection was ended",
     "28P01": `the password of "${user}" is wrong; correct it in DATABASE_URL or DB_PASSWORD`,
@@ -187,7 +203,7 @@ export function labelText(value: unknown): string {
   const text = value === null ? "(null)" : String(value);
   // deno-lint-ignore no-control-regex -- newlines end a line of the protocol
   return text.replace(/[\x00-\x1f\x7f]+/g, " ").trim().replaceAll(",", ";").replaceAll("=", ":")
-    .replaceAll("\\", "/") || "(empty)";
+    .replaceAll("\\", "/").slice(0, MAX_LABEL) || "(empty)";
 }
 
 const escape = (text: string) => labelText(text).replaceAll(" ", "\\ ");
@@ -225,6 +241,8 @@ export class Channel {
   coarse: Row[] = [];
   /** What is pushed; empty while there is nothing to show. */
   text = "";
+  /** Its length in bytes. */
+  size = 0;
   /** Counts changes of `text`. */
   version = 0;
   /** Only every so many-th time is shown, where all would be too long for a message. */
@@ -303,17 +321,20 @@ export class Channel {
       return text;
     };
     let text = render();
-    while (text.length > MAX_MESSAGE && this.thinned < this.plan.rows) {
+    while (Buffer.byteLength(text) > MAX_MESSAGE && this.thinned < this.plan.rows) {
       this.thinned *= 2;
       text = render();
+    }
+    if (this.thinned > 1) {
       this.troubles.say(
         `thinned ${this.name}`,
-        `Stream "${this.name}" is too long for one message: only each ${this.thinned}th time is ` +
+        `Stream "${this.name}" is too long for one message: only one time in ${this.thinned} is ` +
           `shown; split it by a column with pgpulse.add_stream(split => ...) or give it fewer rows`,
       );
     }
     if (text === this.text) return false;
     this.text = text;
+    this.size = Buffer.byteLength(text);
     this.version++;
     return true;
   }
@@ -336,11 +357,14 @@ export class Channel {
 
 /** Says each trouble once, and once that it is over. */
 export class Troubles {
-  #said = new Map<string, string>();
+  /** One trouble may show itself in several ways, in turn: each once, and not more than five. */
+  #said = new Map<string, Set<string>>();
 
   say(key: string, message: string): void {
-    if (this.#said.get(key) === message) return;
-    this.#said.set(key, message);
+    const said = this.#said.get(key) ?? new Set();
+    this.#said.set(key, said);
+    if (said.has(message) || said.size === 5) return;
+    said.add(message);
     console.error(message);
   }
 
@@ -352,8 +376,18 @@ export class Troubles {
     return this.#said.has(key);
   }
 
+  /** Forgets what was said of streams that are no more; keys end in the name of one. */
+  keep(streams: Set<string>): void {
+    for (const key of this.#said.keys()) {
+      const [, name] =
+        key.match(/^(?:plan|read|slow|channels|series|thinned|refused).* (\w[^ /]*)/) ??
+          [];
+      if (name && !streams.has(name)) this.#said.delete(key);
+    }
+  }
+
   list(): string[] {
-    return [...this.#said.values()];
+    return [...this.#said.values()].map((messages) => [...messages].at(-1)!);
   }
 }
 
@@ -363,7 +397,7 @@ class Signal {
 
   wait(ms: number): Promise<void> {
     return new Promise((resolve) => {
-      const timer = setTimeout(resolve, ms);
+      const timer = setTimeout(resolve, Math.max(0, ms));
       this.#wake = () => {
         clearTimeout(timer);
         resolve();
@@ -373,6 +407,27 @@ class Signal {
 
   fire(): void {
     this.#wake();
+  }
+}
+
+/** Lets so many through at once. */
+class Lane {
+  #waiting: (() => void)[] = [];
+
+  constructor(private free: number) {}
+
+  /** Gives the milliseconds that it took. */
+  async enter(): Promise<number> {
+    const since = performance.now();
+    if (this.free > 0) this.free--;
+    else await new Promise<void>((resolve) => this.#waiting.push(resolve));
+    return performance.now() - since;
+  }
+
+  leave(): void {
+    const next = this.#waiting.shift();
+    if (next) next();
+    else this.free++;
   }
 }
 
@@ -386,7 +441,13 @@ function withTimeout<T>(work: PromiseLike<T>, ms: number): Promise<T> {
   });
 }
 
-const READER = { connection: { application_name: "pgpulse relay" } };
+const READER = {
+  // No query waits on a connection behind a slow one while another is free.
+  max_pipeline: 0,
+  // Whoever asks again has waited already.
+  backoff: () => 0.1,
+  connection: { application_name: "pgpulse relay" },
+};
 
 const pause = (ms: number) => new Promise<void>((resolve) => setTimeout(resolve, ms));
 
@@ -403,8 +464,15 @@ class Stream {
   reads = 0;
   readSeconds = 0;
   #signal = new Signal();
+  /** Cuts a pause after a failure short. */
+  readonly retry = new Signal();
   #nextFull = 0;
-  #fullCost = 0;
+  /** What a read of each kind costs in milliseconds; of the last two the cheaper, as one may have
+   * met a busy machine or a new connection. */
+  #cost = { full: 0, tail: 0 };
+  #lastCost: { full?: number; tail?: number } = {};
+  /** Milliseconds that the present read has waited for its turn. */
+  #waited = 0;
 
   constructor(readonly plan: Plan, readonly relay: Relay) {
     if (!plan.split) this.channels.set("", new Channel(plan, plan.stream, relay.troubles));
@@ -417,6 +485,7 @@ class Stream {
 
   stop(): void {
     this.stopped = true;
+    this.relay.works(this.plan.stream);
     this.#signal.fire();
   }
 
@@ -430,6 +499,7 @@ class Stream {
         `Stream "${plan.stream}" has more than ${MAX_CHANNELS} values of "${plan.split}": ` +
           `the others get no channel; let its view show fewer`,
       );
+      if (room < 1) return;
     }
     const names = await relay.query(
       "select value, pgpulse.channel($1, value) from unnest($2::text[]) as value",
@@ -452,22 +522,25 @@ class Stream {
       const started = performance.now();
       const hinted = this.hinted;
       this.hinted = false;
+      this.#waited = 0;
       try {
-        const full = started >= this.#nextFull;
-        const changed = full ? await this.#readAll() : await this.#readTail();
-        const cost = performance.now() - started;
+        const kind = started >= this.#nextFull ? "full" : "tail";
+        const changed = kind === "full" ? await this.#readAll() : await this.#readTail();
+        const spent = performance.now() - started - this.#waited;
+        const cost = this.#cost[kind] = Math.min(spent, this.#lastCost[kind] ?? 0);
+        this.#lastCost[kind] = spent;
         this.reads++;
-        this.readSeconds += cost / 1000;
+        this.readSeconds += spent / 1000;
         failures = 0;
+        relay.works(plan.stream);
         relay.troubles.over(`read ${plan.stream}`, `Stream "${plan.stream}" is read again`);
-        if (full) {
-          this.#fullCost = cost;
+        if (kind === "full") {
           this.#nextFull = performance.now() + Math.max(FULL_MS, 20 * cost);
         } else if (hinted && !changed) {
           // Something changed, but not at the end: an update, a delete or a late commit.
           this.#nextFull = Math.min(
             this.#nextFull,
-            performance.now() + Math.max(plan.beat_ms, 20 * this.#fullCost),
+            performance.now() + Math.max(plan.beat_ms, 20 * this.#cost.full),
           );
         }
         if (changed) relay.changed();
@@ -478,7 +551,12 @@ class Stream {
             `Stream "${plan.stream}" takes seconds to read, so it is read less often: it wants an ` +
               `index on its time column, and a view that lets a condition on time through`,
           );
-        } else if (cost < 500) relay.troubles.over(`slow ${plan.stream}`);
+        } else if (cost < 500) {
+          relay.troubles.over(
+            `slow ${plan.stream}`,
+            `Stream "${plan.stream}" is quick to read again`,
+          );
+        }
         const watched = plan.tables.length > 0 && relay.listening;
         const gap = Math.max(plan.beat_ms, 10 * cost);
         const rest = gap - (performance.now() - started);
@@ -490,7 +568,8 @@ class Stream {
         relay.databaseFailed(error, plan.stream);
         failures++;
         this.#nextFull = 0;
-        await this.#signal.wait(Math.min(250 * 2 ** failures, 5000) * (0.75 + Math.random() / 2));
+        // Not to be cut short by hints, which may come four times a second.
+        await this.retry.wait(Math.min(250 * 2 ** failures, 5_000) * (0.75 + Math.random() / 2));
       }
     }
   }
@@ -504,7 +583,7 @@ class Stream {
     for (let asked = 0; asked < this.#wanted();) {
       // Series seen for the first time make room for themselves: then more rows are wanted.
       asked = this.#wanted();
-      const parts = await this.#read(this.plan.read_all, [asked]);
+      const { parts } = await this.#read("full", [asked]);
       for (const [value, channel] of this.channels) {
         const rows = parts.get(value) ?? [];
         const fine = rows.filter((r) => r.fine).map((r) => r.row);
@@ -516,42 +595,59 @@ class Stream {
   }
 
   async #readTail(): Promise<boolean> {
-    const all = [...this.channels.values()];
+    const now = this.relay.now();
+    // A full read leaves out values that were silent for long: no tail is to bring them back.
+    const newest = Math.max(
+      this.plan.split ? now - FULL_MS : 0,
+      ...[...this.channels.values()].map((c) => c.newestMs),
+    );
     // Rows ahead of the database's clock must not hide those of the present.
-    const since = Math.min(Math.max(0, ...all.map((c) => c.newestMs)), this.relay.now()) -
-      OVERLAP_MS;
-    const wanted = all.reduce((sum, channel) => sum + channel.wanted, 0);
-    const parts = await this.#read(this.plan.read_tail, [wanted, since]);
-    const rows = [...parts.values()].flat();
+    const since = Math.min(newest, now) - OVERLAP_MS;
+    const sum = () => [...this.channels.values()].reduce((sum, c) => sum + c.wanted, 0);
+    const wanted = Math.max(this.plan.rows, sum());
+    const { parts, cut } = await this.#read("tail", [wanted, since]);
     // Cut off by the limit, the answer speaks only of the time after its oldest row.
-    const from = rows.length < wanted
-      ? since
-      : rows.reduce((oldest, { row }) => Math.min(oldest, row.ms), Infinity) + 1;
+    const from = Math.max(since, cut);
     let changed = false;
     for (const [value, channel] of this.channels) {
       if (channel.replaceTail(from, (parts.get(value) ?? []).map((r) => r.row))) changed = true;
     }
+    // New series, and perhaps older rows of theirs that the limit cut off.
+    if (sum() > wanted) this.#nextFull = 0;
     return changed;
   }
 
-  /** Runs one of the plan's queries; gives rows by the value that splits the stream. */
-  async #read(query: string, parameters: number[]) {
+  /**
+   * Runs one of the plan's queries, of which the first parameter is the limit. Gives rows by the
+   * value that splits the stream, and from when on the limit lets them be whole.
+   */
+  async #read(kind: "full" | "tail", parameters: number[]) {
     const { plan, relay } = this;
-    const answer = await relay.query(query, parameters);
+    const cost = this.#lastCost[kind] ?? this.#lastCost.full ?? 0;
+    const lane = cost < SLOW_MS ? relay.quick : relay.slow;
+    this.#waited += await lane.enter();
+    const answer = await relay.query(kind === "full" ? plan.read_all : plan.read_tail, parameters)
+      .finally(() => lane.leave());
+    const cut = answer.length < parameters[0]
+      ? -Infinity
+      : Math.floor(answer.at(-1)![0] as number) + 1;
     // Line protocol counts nanoseconds in 64 bits: the years 1678 to 2261.
     const cells = answer.filter(([ms]) => Math.abs(ms as number) < 9.2e12);
     const at = plan.split ? 1 + plan.labels.indexOf(plan.split) : -1;
-    const valueOf = (row: unknown[]) => (plan.split ? row[at] ?? "" : "") as string;
-    const unknown = new Set(cells.map(valueOf).filter((value) => !this.channels.has(value)));
-    if (unknown.size && this.channels.size < MAX_CHANNELS) await this.#open([...unknown]);
+    const valueOf = (row: unknown[]) => (plan.split ? row[at] : "") as string | null;
+    const unknown = new Set<string>();
+    for (const value of cells.map(valueOf)) {
+      if (value !== null && !this.channels.has(value)) unknown.add(value);
+    }
+    if (unknown.size) await this.#open([...unknown]);
     const width = 1 + plan.labels.length + plan.fields.length;
     const parts = new Map<string, { row: Row; fine: boolean }[]>();
     let newestMs = 0;
     // Newest rows come first; of rows with one time and series the last is to stand.
     for (const row of cells.reverse()) {
       const value = valueOf(row);
-      const channel = this.channels.get(value);
-      if (!channel) continue;
+      const channel = value === null ? undefined : this.channels.get(value);
+      if (value === null || !channel) continue;
       const ms = Math.floor(row[0] as number);
       newestMs = Math.max(newestMs, ms);
       const made = toRow(channel.name, plan, ms, row.slice(1, width) as Row["values"]);
@@ -559,7 +655,7 @@ class Stream {
       if (!parts.get(value)?.push(entry)) parts.set(value, [entry]);
     }
     if (newestMs) this.lag = (relay.now() - newestMs) / 1000;
-    return parts;
+    return { parts, cut };
   }
 }
 
@@ -578,16 +674,21 @@ export class Grafana {
   bytes = 0;
   errors = new Map<string, number>();
   /** What was pushed last of each channel: its version, and when. */
-  #sent = new Map<Channel, { version: number; at: number }>();
+  #sent = new WeakMap<Channel, { version: number; at: number; refused?: boolean }>();
   #signal = new Signal();
   #tokens = 0;
   #refilled = performance.now();
   #slowSince = 0;
   /** So many messages are to hold one channel only, to find the one that Grafana refuses. */
   #alone = 0;
+  /** Channels that were refused, one after the other. */
+  #refusals = 0;
   #failures = 0;
   #retryAt = 0;
   #token?: string;
+  /** The token that this process made, and the last one that Grafana refused. */
+  #made?: string;
+  #refused?: string;
 
   constructor(
     readonly url: string,
@@ -610,7 +711,7 @@ export class Grafana {
 
   /** Grafana, or this relay's lead, is new: everything is to be pushed. */
   forget(): void {
-    this.#sent.clear();
+    this.#sent = new WeakMap();
     this.wake();
   }
 
@@ -625,21 +726,22 @@ export class Grafana {
       }
       try {
         this.#token ??= await this.#makeToken();
-        await this.#push(batch);
+        if (!await this.#push(batch)) continue;
         // After failures it may be another process, which knows no channel.
-        if (this.#failures) this.#sent.clear();
+        if (this.#failures) this.#sent = new WeakMap();
         this.#failures = 0;
+        this.#refusals = 0;
         relay.troubles.over(`grafana ${this.url}`, `Grafana at "${this.url}" takes frames again`);
         await this.#keepBudget();
       } catch (error) {
-        this.#retryAt = performance.now() + this.#failed(error) * (0.75 + Math.random() / 2);
+        this.#retryAt = performance.now() + this.#failed(error) * (1 + Math.random() / 4);
       }
     }
   }
 
   /**
    * What to push next, the longest waiting first, of one stream id: Grafana takes many channels in
-   * one message. Changed windows are due; unchanged ones again after a while.
+   * one message. Changed windows are due; unchanged and refused ones again after a while.
    */
   #due(): Channel[] {
     const now = performance.now();
@@ -647,24 +749,27 @@ export class Grafana {
     for (const channel of this.relay.channels()) {
       if (!channel.text) continue;
       const sent = this.#sent.get(channel);
-      if (!sent || sent.version !== channel.version || now - sent.at >= REPUSH_MS) {
-        due.push({ channel, at: sent?.at ?? 0 });
-      }
+      const changed = sent?.version !== channel.version && !sent?.refused;
+      if (changed || now - sent!.at >= REPUSH_MS) due.push({ channel, at: sent?.at ?? 0 });
     }
     due.sort((a, b) => a.at - b.at);
     const batch: Channel[] = [];
     let length = 0;
     for (const { channel } of due) {
       if (batch.length && channel.plan.stream_id !== batch[0].plan.stream_id) continue;
-      if (batch.length && (this.#alone || length + channel.text.length > MAX_MESSAGE / 2)) continue;
+      // A channel that was refused goes alone: it must not take others with it.
+      const alone = this.#alone || this.#sent.get(channel)?.refused;
+      if (batch.length && (alone || length + channel.size > MAX_MESSAGE / 2)) continue;
       batch.push(channel);
-      length += channel.text.length;
+      length += channel.size;
+      if (alone) break;
     }
     return batch;
   }
 
-  async #push(batch: Channel[]): Promise<void> {
-    const versions = batch.map((channel) => channel.version);
+  /** Pushes the channels in one message; false where Grafana refuses it because of one of them. */
+  async #push(batch: Channel[]): Promise<boolean> {
+    const pushed = batch.map(({ version, size }) => ({ version, size }));
     const body = batch.map((channel) => channel.text).join("");
     const at = performance.now();
     const path = `/api/live/push/${batch[0].plan.stream_id}?gf_live_frame_format=labels_column`;
@@ -672,31 +777,43 @@ export class Grafana {
       await this.#call("POST", path, body, { authorization: `Bearer ${this.#token}` });
     } catch (error) {
       if (!(error instanceof Refused) || ![400, 413, 500].includes(error.status)) throw error;
-      this.#count(`${error.status}`);
       if (batch.length > 1) {
+        this.#count(`${error.status}`);
         this.#alone = batch.length;
-        return;
+        return false;
       }
-      // One channel's fault: the others go on, and it is tried again with its next change.
+      // One channel after the other: that is Grafana's fault, not theirs.
+      if (
+        error.status === 500 && ++this.#refusals >= Math.min(3, [...this.relay.channels()].length)
+      ) {
+        throw error;
+      }
+      // One channel's fault: the others go on, and it is tried again after a while.
+      this.#count(`${error.status}`);
       const [channel] = batch;
-      this.#sent.set(channel, { version: channel.version, at });
-      if (channel.text.length > MAX_MESSAGE / 8 && error.status !== 400) channel.shrink();
+      const size = Math.ceil(channel.size / 1000);
+      if (error.status === 413) channel.shrink();
+      this.#sent.set(channel, { version: channel.version, at, refused: true });
       this.relay.troubles.say(
         `refused ${this.url} ${channel.name}`,
-        `Grafana at "${this.url}" refuses channel "${channel.name}" (status ${error.status}, ` +
-          `${Math.ceil(channel.text.length / 1000)} kB): look at Grafana's log, and at the view ` +
-          `live.${channel.plan.stream} for odd names or too many rows`,
+        `Grafana at "${this.url}" refuses channel "${channel.name}" (status ${error.status}): look ` +
+          `at Grafana's log, and at the view live.${channel.plan.stream} for odd names; the message ` +
+          `has ${size} kB, which a proxy between may find too many`,
       );
-      return await pause(250);
+      return false;
     }
     if (this.#alone > 0) this.#alone--;
-    batch.forEach((channel, i) => {
-      this.#sent.set(channel, { version: versions[i], at });
-      this.relay.troubles.over(`refused ${this.url} ${channel.name}`);
-    });
+    for (const [i, channel] of batch.entries()) {
+      this.#sent.set(channel, { version: pushed[i].version, at });
+      this.relay.troubles.over(
+        `refused ${this.url} ${channel.name}`,
+        `Grafana at "${this.url}" takes channel "${channel.name}" again`,
+      );
+      this.bytes += pushed[i].size;
+      this.#tokens -= pushed[i].size;
+    }
     this.frames += batch.length;
-    this.bytes += body.length;
-    this.#tokens -= body.length;
+    return true;
   }
 
   /** Waits while more was pushed than the budget allows: beats slow down, nothing is dropped. */
@@ -708,7 +825,12 @@ export class Grafana {
     );
     this.#refilled = now;
     if (this.#tokens >= 0) {
-      if (now - this.#slowSince > 60_000) this.relay.troubles.over(`budget ${this.url}`);
+      if (now - this.#slowSince > 60_000) {
+        this.relay.troubles.over(
+          `budget ${this.url}`,
+          `The streams keep within the budget of Grafana at "${this.url}" again`,
+        );
+      }
       return;
     }
     this.#slowSince = now;
@@ -763,12 +885,16 @@ export class Grafana {
       ? error.message
       : refused
       ? `status ${kind}: ${advice[kind] ?? refused.text.slice(0, 200)}`
-      : `it cannot be reached (${error instanceof Error ? error.message : error}); is it running?`;
+      : `it cannot be reached (${reason(error)}); is it running?`;
     this.relay.troubles.say(
       `grafana ${this.url}`,
       `Cannot push to Grafana at "${this.url}": ${cause}`,
     );
-    if (refused?.status === 401 && own) this.#token = undefined;
+    // A Grafana that lets everybody look says 403 to a token that it does not know.
+    if (own && (kind === "401" || kind === "403" && this.#token !== this.#made)) {
+      this.#refused = this.#token;
+      this.#token = undefined;
+    }
     if (error instanceof SignInFailed) return 2 ** 30;
     if (refused?.status === 429) return Number(refused.retryAfter) * 1000 || 5_000;
     if (refused && [401, 403, 404].includes(refused.status)) {
@@ -790,8 +916,7 @@ export class Grafana {
       );
     }
     const kept = await readTokens(this.state);
-    // Once per token: when Grafana has refused it, #failures says so and a new one is made.
-    if (kept[this.url] && !this.errors.get("401")) return kept[this.url];
+    if (kept[this.url] && kept[this.url] !== this.#refused) return kept[this.url];
     const basic = {
       authorization: `Basic ${encodeBase64(`${user}:${password}`)}`,
       "content-type": "application/json",
@@ -814,11 +939,16 @@ export class Grafana {
         if (token.name === name) await api("DELETE", `/${account.id}/tokens/${token.id}`);
       }
       const { key } = await api("POST", `/${account.id}/tokens`, { name });
-      await writeTokens(this.state, { ...await readTokens(this.state), [this.url]: key });
+      await writeTokens(this.state, { ...await readTokens(this.state), [this.url]: key }).catch(
+        ({ message }) =>
+          console.error(
+            `Cannot keep the token in "${this.state}", so each start makes one: ${message}`,
+          ),
+      );
       console.log(`Made a token of service account "pgpulse-relay" in Grafana at "${this.url}"`);
-      return key;
+      return this.#made = key;
     } catch (error) {
-      if (!(error instanceof Refused) || error.status >= 500 || error.status === 429) throw error;
+      if (!(error instanceof Refused) || ![400, 401, 403, 409].includes(error.status)) throw error;
       // Five wrong passwords lock the account: never again with this one.
       throw new SignInFailed(
         error.status === 401
@@ -828,6 +958,12 @@ export class Grafana {
       );
     }
   }
+}
+
+/** Why a fetch failed, without addresses and ports, which differ each time. */
+function reason(error: unknown): string {
+  const { message, cause } = error as Error;
+  return String((cause as Error)?.message ?? message).split("): ").at(-1)!;
 }
 
 class Refused extends Error {
@@ -869,15 +1005,27 @@ export class Relay {
   reconnects = 0;
   lastLoop = performance.now();
   sql = connect({ max: 4, ...READER });
+  /** Reads at once; one connection stays free for what must not wait. */
+  readonly quick = new Lane(2);
+  readonly slow = new Lane(1);
+  /** For the lead and the registry, which no slow view is to hold up. */
+  #own = connect({ max: 1, ...READER });
   #listener?: postgres.Sql;
   #listenerAt = -Infinity;
   #echo = -Infinity;
+  /** Since when LISTEN does not work although the database answers. */
+  #deaf = performance.now();
   #leadUntil = 0;
+  #standby = false;
   #clock = Date.now() - performance.now();
   #reload = new Signal();
   #pulse = new Signal();
   #done: Promise<unknown> = Promise.resolve();
+  #halt = Promise.withResolvers<void>();
+  #halted?: Promise<void>;
   #stale = true;
+  /** Parts that cannot use the database: streams, the registry, the pulse. */
+  #failing = new Set<string>();
 
   /** The database's clock, in milliseconds since 1970. */
   now(): number {
@@ -910,20 +1058,29 @@ export class Relay {
   /** Runs a query that only reads; rows as arrays. Cancelled after 15 s. */
   async query(text: string, parameters: unknown[]): Promise<unknown[][]> {
     const query = this.sql.unsafe(text, parameters as never[], { prepare: true });
-    const timer = setTimeout(() => query.cancel(), 15_000);
+    // Not query.cancel(), which lets nobody catch that the database cannot be reached for it.
+    const { canceller } = query as unknown as { canceller: (q: unknown) => Promise<void> };
+    const timer = setTimeout(() => canceller(query).catch(() => {}), 15_000);
     try {
-      const rows = await query.values();
-      this.troubles.over("database", "The database answers again");
-      return rows as unknown as unknown[][];
+      return await query.values() as unknown as unknown[][];
     } finally {
       clearTimeout(timer);
     }
   }
 
+  /** A stream, or another part of the relay, has reached the database. */
+  works(part: string): void {
+    this.#failing.delete(part);
+    if (!this.#failing.size) this.troubles.over("database", "The database answers again");
+  }
+
   /** Says what is wrong, with the stream or with the whole database. */
-  databaseFailed(error: unknown, stream?: string): void {
+  databaseFailed(error: unknown, stream?: string, part = stream ?? "registry"): void {
     const { code = "", message, severity } = error as Record<string, string>;
+    // Ended by this program itself, for a reason that was said.
+    if (/^CONNECTION_(DESTROYED|ENDED)$/.test(code)) return;
     if (stream && severity && !/^(08|28|3D|53|57P|58)/.test(code)) {
+      this.works(stream);
       const reason = code === "57014" ? "it took more than 15 s" : message;
       this.troubles.say(
         `read ${stream}`,
@@ -931,7 +1088,13 @@ export class Relay {
       );
       if (code.startsWith("42")) this.#load();
     } else {
-      this.troubles.say("database", explain(error, this.sql));
+      this.#failing.add(part);
+      // A missing schema or function is as much migrate's business as a missing table.
+      const missing = code === "3F000" || code === "42883";
+      this.troubles.say(
+        "database",
+        explain(missing ? { code: "42P01", message } : error, this.sql),
+      );
     }
   }
 
@@ -944,10 +1107,10 @@ export class Relay {
   async #keepStreams(): Promise<void> {
     while (!this.stopped) {
       this.#stale = false;
+      let rest = 30_000;
       try {
-        const plans = await this.sql<Plan[]>`select * from pgpulse.stream_plans()`;
-        this.troubles.over("registry");
-        this.troubles.over("database", "The database answers again");
+        const plans = await this.#own<Plan[]>`select * from pgpulse.stream_plans()`;
+        this.works("registry");
         const names = new Set<string>();
         for (const plan of plans) {
           if (plan.fault) {
@@ -971,39 +1134,44 @@ export class Relay {
           stream.stop();
           this.streams.delete(name);
         }
+        this.troubles.keep(new Set(plans.map(({ stream }) => stream)));
         this.changed();
       } catch (error) {
         this.databaseFailed(error);
-        await this.#reload.wait(2_000);
+        rest = 2_000;
       }
-      if (!this.#stale) await this.#reload.wait(30_000);
+      if (!this.#stale) await this.#reload.wait(rest);
     }
   }
 
   /** Renews the lead, asks for an echo of its own NOTIFY, reads the clock. */
   async #keepPulse(): Promise<void> {
-    const lease = `relay for ${this.grafanas.map(({ url }) => placeOf(url)).sort().join(" ")}`;
+    const places = this.grafanas.map(({ url }) => placeOf(url)).sort();
+    // Relays that push nowhere have nothing to lead.
+    const lease = places.length ? `relay for ${places.join(" ")}` : undefined;
     let readOnlyUntil = 0;
     while (!this.stopped) {
       const started = performance.now();
       this.lastLoop = started;
       try {
         const writes = started > readOnlyUntil;
-        const pulse = this.sql.unsafe(
+        const pulse = this.#own.unsafe(
           "select extract(epoch from clock_timestamp())::float8 * 1000" +
-            (writes
-              ? ", pgpulse.hold_lease($1, $2, $3), pg_notify('pgpulse', 'echo ' || $2)"
-              : ", true"),
-          writes ? [lease, this.#me, LEASE_S] : [],
+            (writes && lease ? ", pgpulse.hold_lease($2, $1, $3)" : ", true") +
+            (writes ? ", pg_notify('pgpulse', 'echo ' || $1)" : ""),
+          [...writes ? [this.#me] : [], ...writes && lease ? [lease, LEASE_S] : []],
         ).values();
         const [[ms, leads]] = await withTimeout(pulse, 5_000);
-        this.troubles.over("database", "The database answers again");
+        this.works("pulse of the relay");
+        for (const part of this.#failing) this.streams.get(part)?.retry.fire();
         this.#clock = ms - (started + performance.now()) / 2;
         const led = this.leading();
         this.#leadUntil = leads ? started + LEASE_S * 1000 : 0;
         if (leads && !led) this.#lead();
-        if (!leads) this.troubles.say("lead", "Another relay leads: this one stands by");
-        if (!writes) this.listening = false;
+        if (!leads && !this.#standby) console.log("Another relay leads: this one stands by");
+        this.#standby = !leads;
+        if (writes) this.troubles.over("read-only", "The database takes writes again");
+        else this.listening = false;
       } catch (error) {
         const { code } = error as { code?: string };
         if (code === "25006") {
@@ -1015,29 +1183,30 @@ export class Relay {
           );
         } else if (error instanceof TimedOut) {
           // A half-open connection never fails by itself: begin anew.
-          this.troubles.say("database", explain({ code: "CONNECT_TIMEOUT" }, this.sql));
-          const old = this.sql;
+          this.databaseFailed({ code: "CONNECT_TIMEOUT" }, undefined, "pulse of the relay");
+          const old = [this.sql, this.#own];
           this.sql = connect({ max: 4, ...READER });
+          this.#own = connect({ max: 1, ...READER });
           this.reconnects++;
-          old.end({ timeout: 0 }).catch(() => {});
+          for (const sql of old) sql.end({ timeout: 0 }).catch(() => {});
         } else {
-          this.databaseFailed(error);
+          this.databaseFailed(error, undefined, "pulse of the relay");
         }
       }
-      await this.#keepListening();
+      this.#keepListening();
       await this.#pulse.wait(PULSE_MS);
     }
-    await this.sql`select pgpulse.hold_lease(${lease}, ${this.#me}, 0) where ${this.leading()}`
-      .catch(() => {});
+    if (!lease || !this.leading()) return;
+    await this.#own`select pgpulse.hold_lease(${lease}, ${this.#me}, 0)`.catch(() => {});
   }
 
   #lead(): void {
-    this.troubles.over("lead", "This relay leads now");
+    if (this.#standby) console.log("This relay leads now");
     for (const grafana of this.grafanas) grafana.forget();
   }
 
   /** LISTEN can be dead without a sign (poolers, half-open connections): only an echo proves it. */
-  async #keepListening(): Promise<void> {
+  #keepListening(): void {
     const now = performance.now();
     const alive = now - this.#echo < 3.5 * PULSE_MS;
     if (alive !== this.listening) {
@@ -1046,9 +1215,9 @@ export class Relay {
         this.troubles.over("listen", "LISTEN works: streams are pushed as soon as they change");
       }
     }
+    if (alive || this.troubles.has("database")) this.#deaf = now;
     if (alive || now - this.#listenerAt < 5_000) return;
-    // Not within the first seconds, and not while the database is away: that is said elsewhere.
-    if (this.#listenerAt > 0 && now - this.#echo > 10_000 && !this.troubles.has("database")) {
+    if (now - this.#deaf > 10_000) {
       this.troubles.say(
         "listen",
         "LISTEN does not work here (a pooler in transaction mode, or a replica): tables are read on " +
@@ -1058,7 +1227,8 @@ export class Relay {
     this.#listenerAt = now;
     this.#listener?.end({ timeout: 0 }).catch(() => {});
     const listener = this.#listener = connect({ max: 1, ...READER }, "LISTEN_DATABASE_URL");
-    await withTimeout(
+    // Not waited for: where nobody answers, the lead would be lost.
+    withTimeout(
       listener.listen("pgpulse", (payload) => this.#heard(payload), () => this.reconnects++),
       5_000,
     ).catch(() => {});
@@ -1074,6 +1244,7 @@ export class Relay {
           "LISTEN works again: streams are pushed as soon as they change",
         );
         // Hints may have been missed.
+        this.#load();
         for (const stream of this.streams.values()) stream.hint();
       }
       return;
@@ -1091,20 +1262,24 @@ export class Relay {
       this.#keepStreams(),
       ...this.grafanas.map((grafana) => grafana.run()),
     ]);
-    await this.#done;
+    await Promise.race([this.#done, this.#halt.promise]);
   }
 
   /** Ends the loops and gives the lead back. */
-  async stop(): Promise<void> {
+  stop(): Promise<void> {
+    return this.#halted ??= this.#stop();
+  }
+
+  async #stop(): Promise<void> {
     this.stopped = true;
+    this.#halt.resolve();
     for (const stream of this.streams.values()) stream.stop();
     this.#reload.fire();
     this.changed();
     this.#pulse.fire();
-    await Promise.race([this.#done, pause(1_500)]);
-    await Promise.all([this.sql.end({ timeout: 1 }), this.#listener?.end({ timeout: 0 })]).catch(
-      () => {},
-    );
+    await Promise.race([this.#done, pause(1_000)]);
+    const all = [this.sql, this.#own, this.#listener];
+    await Promise.all(all.map((sql) => sql?.end({ timeout: 0.5 }))).catch(() => {});
   }
 }
 
@@ -1141,6 +1316,7 @@ export function panel(channel: { address: string; label: string; rows: number },
 const PAGE = `<!doctype html>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width">
+<link rel="icon" href="data:,">
 <title>pgpulse</title>
 <style>
 ${uplotCss}
@@ -1286,23 +1462,22 @@ function events(c: Context, relay: Relay, channels: () => Channel[]) {
   return streamSSE(c, async (stream) => {
     using signal = relay.watch();
     stream.onAbort(() => signal.fire());
-    const seen = new Map<Channel, { version: number; lines: Set<string> }>();
+    const seen = new WeakMap<Channel, { version: number; lines: Map<string, number> }>();
     let quietSince = performance.now();
     while (!stream.aborted && !relay.stopped) {
       for (const channel of channels()) {
         const last = seen.get(channel);
         if (last?.version === channel.version) continue;
         const rows = channel.rows();
-        const lines = new Set(rows.map((row) => row.line));
+        const lines = new Map(rows.map((row) => [row.line, row.ms]));
         seen.set(channel, { version: channel.version, lines });
-        const fresh = last ? rows.filter((row) => !last.lines.has(row.line)) : rows;
+        const fresh = rows.filter((row) => !last?.lines.has(row.line));
         // Rows that went without being the oldest were deleted or changed: then all is told again.
-        const kept = rows.length - fresh.length;
-        const oldest = rows[0]?.line;
-        const gone = last
-          ? [...last.lines].slice([...last.lines].indexOf(oldest)).length - kept
-          : 1;
-        const event = gone > 0 ? "window" : "rows";
+        const oldest = rows[0]?.ms ?? -Infinity;
+        const whole = !last ||
+          [...last.lines].some(([line, ms]) => ms >= oldest && !lines.has(line));
+        if (!whole && !fresh.length) continue;
+        const event = whole ? "window" : "rows";
         const { name, plan } = channel;
         await stream.writeSSE({
           event,
@@ -1320,6 +1495,8 @@ function events(c: Context, relay: Relay, channels: () => Channel[]) {
         await stream.write(": still here\n\n");
         quietSince = performance.now();
       }
+      // What changed while something was written set off a signal that nobody waited for.
+      if (channels().some((channel) => seen.get(channel)?.version !== channel.version)) continue;
       await signal.wait(5_000);
     }
   });

@@ -1,6 +1,6 @@
 // Runs sql/tests: one behaviour a file, each between begin and rollback, on both ends of the range.
 
-import { deepStrictEqual, strictEqual } from "node:assert";
+import { deepStrictEqual, ok, strictEqual } from "node:assert";
 import { join } from "node:path";
 import postgres from "npm:postgres@3.4.9";
 import { ROOT, script, testServer, until } from "./testing.ts";
@@ -45,5 +45,23 @@ for (const major of [15, 18] as const) {
         await sql.end();
       },
     );
+
+    await t.step("a session's hints come at most four times a second", async () => {
+      const sql = postgres(server.url, { max: 1, onnotice: () => {} });
+      let heard = 0;
+      await sql.listen("pgpulse", (table) => heard += Number(table === "public.hinted"));
+      await sql`create table hinted (value int)`;
+      await sql`select pgpulse.watch('hinted')`;
+      const started = performance.now();
+      for (let i = 0; i < 300; i++) await sql`insert into hinted values (${i})`;
+      const most = Math.ceil((performance.now() - started) / 250) + 1;
+      await sql`select pg_notify('pgpulse', 'end')`;
+      await until("a hint comes", () => heard > 0);
+      ok(
+        heard <= Math.min(most, 299),
+        `${heard} hints of 300 statements, at most ${most} expected`,
+      );
+      await sql.end();
+    });
   });
 }

@@ -17,14 +17,23 @@ begin
 end
 $$;
 
--- Reads everything, now and later, and nothing else.
+-- Reads everything, now and later, and nothing else. What belongs to others is theirs to grant.
 do $$
+declare
+    part record;
 begin
     if to_regrole('grafana_readonly') is not null then
         execute format('grant connect on database %I to grafana_readonly', current_database());
         grant usage on schema public, live, pgpulse to grafana_readonly;
-        grant select on all tables in schema public, live, pgpulse to grafana_readonly;
-        grant select on all sequences in schema public, live, pgpulse to grafana_readonly;
+        for part in
+            select c.oid::regclass as name, case c.relkind when 'S' then 'sequence' else 'table' end as kind
+            from pg_class c
+            where c.relnamespace in ('public'::regnamespace, 'live'::regnamespace, 'pgpulse'::regnamespace)
+                and c.relkind in ('r', 'p', 'v', 'm', 'f', 'S')
+                and pg_has_role(c.relowner, 'usage')
+        loop
+            execute format('grant select on %s %s to grafana_readonly', part.kind, part.name);
+        end loop;
         alter default privileges in schema public, live, pgpulse
             grant select on tables to grafana_readonly;
         alter default privileges in schema public, live, pgpulse

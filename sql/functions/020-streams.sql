@@ -38,7 +38,10 @@ as $$
                 and a.attnum = min(a.attnum) filter (where a.atttypid = 'timestamptz'::regtype) over ()
                 then 'time'
             when t.typcategory in ('S', 'E') or a.atttypid = 'uuid'::regtype then 'label'
-            when t.typcategory in ('N', 'B') then 'field'
+            when a.atttypid in (
+                'float8'::regtype, 'float4'::regtype, 'numeric'::regtype, 'int8'::regtype,
+                'int4'::regtype, 'int2'::regtype, 'bool'::regtype
+            ) then 'field'
         end,
         format_type(a.atttypid, null)
     from pg_attribute a
@@ -102,7 +105,30 @@ begin
         raise exception 'Cannot split stream "%": its view has no text column "%"', stream, split
             using hint = 'It has ' || pgpulse.column_list(view);
     end if;
+    -- Grafana allows 160 characters: stream/<stream_id>/<stream>/<up to 80 for the value>.
+    if split is not null and length(stream) + length(stream_id) > 71 then
+        raise exception 'Cannot split stream "%": its name and "%" are too long together', stream, stream_id
+            using hint = 'Both may have 71 characters, so that the channels of all values have at most 160';
+    end if;
+    if stream !~ '^[A-Za-z0-9_-]{1,60}$' or stream_id !~ '^[A-Za-z0-9_-]{1,60}$' then
+        raise exception 'Cannot add stream "%" with stream_id "%": Grafana does not allow such names',
+            stream, stream_id
+            using hint = 'Use A-Z a-z 0-9 _ -, at most 60 of them';
+    end if;
+    if beat < interval '20 milliseconds' then
+        raise exception 'Cannot add stream "%" with a beat of %: nobody sees that', stream, beat
+            using hint = 'Give 20 milliseconds or more';
+    end if;
+    if step is not null and history is null then
+        raise exception 'Cannot add stream "%" with a step but no history', stream
+            using hint = 'history says how far back the rows at every step reach';
+    end if;
     step := case when history is not null then coalesce(step, history * 5 / (rows * 3)) end;
+    if step <= interval '0' or history <= interval '0' or extract(year from step) <> 0
+        or extract(month from step) <> 0 then
+        raise exception 'Cannot add stream "%" with a history of % in steps of %', stream, history, step
+            using hint = 'Both are longer than nothing, and a step has no months: write 30 days';
+    end if;
     if rows not between 2 and 5000 or rows % 2 <> 0 then
         raise exception 'Cannot add stream "%" with % rows: give an even number from 2 to 5000', stream, rows
             using hint = 'Panels set maxDataPoints to half of it';
@@ -147,6 +173,7 @@ begin
                 watched, sqlerrm, stream;
         end;
     end loop;
+    perform pg_notify('pgpulse', 'pgpulse.streams');
 end
 $$;
 
@@ -168,12 +195,12 @@ begin
         raise exception 'Cannot drop stream "%": there is none of that name', stream
             using hint = 'select stream from pgpulse.streams lists them';
     end if;
+    perform pg_notify('pgpulse', 'pgpulse.streams');
     for watched in
         select t.tgrelid::regclass
         from pg_trigger t
         where t.tgname = 'pgpulse_hint'
             and t.tgparentid = 0
-            and t.tgrelid <> 'pgpulse.streams'::regclass
             and not exists (
                 select
                 from pgpulse.streams s,
@@ -181,7 +208,11 @@ begin
                 where b = t.tgrelid
             )
     loop
-        execute format('drop trigger pgpulse_hint on %s', watched);
+        begin
+            execute format('drop trigger pgpulse_hint on %s', watched);
+        exception when insufficient_privilege then
+            raise notice 'The trigger pgpulse_hint on table % is left there: %', watched, sqlerrm;
+        end;
     end loop;
 end
 $$;
@@ -200,7 +231,7 @@ as $$
         when value ~ '^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,79}$' then stream || '/' || value
         else stream || '/' || case
             when length(encoded) <= 80 then encoded
-            else left(encoded, 60) || '=' || md5(value)
+            else left(encoded, 47) || '=' || md5(value)
         end
     end
     from (
@@ -219,6 +250,79 @@ comment on function pgpulse.channel is
     'Name of the channel of one value of a split stream. Grafana allows A-Z a-z 0-9 _ - . / = only: '
     'every other byte is written =XX, long names end in an MD5, so no two values share a channel.';
 
+-- What a query costs by the planner's estimate; EXPLAIN is why the callers are volatile.
+create or replace function pgpulse.estimate(query text) returns float8
+language plpgsql
+as $$
+declare
+    plan json;
+begin
+    execute 'explain (format json) ' || query into plan;
+    return plan -> 0 -> 'Plan' ->> 'Total Cost';
+end
+$$;
+
+comment on function pgpulse.estimate(text) is 'Total cost of a query as EXPLAIN estimates it.';
+
+create or replace function pgpulse.split_query(stream text) returns text
+language plpgsql
+as $$
+declare
+    s pgpulse.streams;
+    t text;
+    first text;
+begin
+    select * into s from pgpulse.streams known where known.stream = split_query.stream;
+    select name into t
+    from pgpulse.view_columns(to_regclass(format('live.%I', stream)))
+    where part = 'time';
+    first := format(
+        'select v.%1$I as value from live.%2$I v where v.%1$I is not null order by v.%1$I limit 1',
+        s.split, stream
+    );
+    -- With an index on (split, time): from each value to the next one, whatever the number of rows.
+    if pgpulse.estimate(first) < 100 then
+        return format(
+            $q$with recursive found (value) as (
+    (%4$s)
+    union all
+    select (
+        select v.%1$I
+        from live.%2$I v
+        where v.%1$I > found.value
+        order by v.%1$I
+        limit 1
+    )
+    from found
+    where found.value is not null
+)
+select value
+from found
+where exists (
+    select
+    from live.%2$I v
+    where v.%1$I = found.value
+        and v.%3$I > now() - %5$L::interval
+)
+order by value$q$,
+            s.split, stream, t, first, coalesce(s.history, interval '1 day')
+        );
+    end if;
+    return format(
+        $q$select distinct v.%1$I as value
+from live.%2$I v
+where v.%3$I > now() - %4$L::interval
+    and v.%1$I is not null
+order by value$q$,
+        s.split, stream, t, coalesce(s.history, interval '1 day')
+    );
+end
+$$;
+
+comment on function pgpulse.split_query(text) is
+    'Query for the values that split a stream: those with a row within its history, or a day. An index '
+    'on the split column and the time makes it quick.';
+
 create or replace function pgpulse.stream_plans()
 returns table (
     stream text,
@@ -235,7 +339,6 @@ returns table (
     fault text
 )
 language plpgsql
-stable
 as $$
 #variable_conflict use_column
 declare
@@ -292,7 +395,7 @@ begin
             own_part := case when s.split is null then '' else format('v.%I = part.value and', s.split) end;
 
             read_tail := format(
-                $q$select extract(epoch from v.%1$s)::float8 * 1000 as ms, %2$s
+                $q$select (extract(epoch from v.%1$s) * 1000)::float8 as ms, %2$s
 from live.%3$I v
 where v.%1$s >= least(to_timestamp($2::float8 / 1000), now() - interval '2 seconds')
     and v.%1$s <= now() + interval '1 minute'
@@ -303,7 +406,7 @@ limit $1$q$,
 
             -- The newest rows, $1 of them for each channel.
             read_all := format(
-                $q$select extract(epoch from v.%1$s)::float8 * 1000 as ms, %2$s, true as fine
+                $q$select (extract(epoch from v.%1$s) * 1000)::float8 as ms, %2$s, true as fine
 from (
     select v.*
     from live.%3$I v
@@ -320,7 +423,7 @@ from (
                 read_all := read_all || format(
                     $q$
 union all
-select extract(epoch from grid.at)::float8 * 1000, %2$s, false
+select (extract(epoch from grid.at) * 1000)::float8, %2$s, false
 from generate_series(
     date_bin(%5$L, now(), 'epoch') - %6$L::interval + %5$L::interval,
     date_bin(%5$L, now(), 'epoch'),
@@ -342,15 +445,12 @@ cross join lateral (
                 read_all := format(
                     $q$select rows_of_part.*
 from (
-    select distinct v.%2$I as value
-    from live.%3$I v
-    where v.%1$s > now() - %4$L::interval and v.%2$I is not null
-    order by 1
+%1$s
 ) as part
 cross join lateral (
-%5$s
+%2$s
 ) as rows_of_part$q$,
-                    t, s.split, s.stream, coalesce(s.history, interval '1 day'), read_all
+                    pgpulse.split_query(s.stream), read_all
                 );
             end if;
         else
@@ -373,24 +473,19 @@ comment on function pgpulse.stream_plans() is
 
 create or replace function pgpulse.split_values(stream text) returns setof text
 language plpgsql
-stable
 as $$
 declare
-    s pgpulse.streams;
-    t text;
+    split boolean;
 begin
-    select * into s from pgpulse.streams as known where known.stream = split_values.stream;
-    if s.split is null then
-        return query select null::text where found;
-        return;
+    select s.split is not null into split from pgpulse.streams s where s.stream = split_values.stream;
+    if split then
+        return query execute format('select value::text from (%s) as found', pgpulse.split_query(stream));
+    else
+        return next null;
     end if;
-    select name into t
-    from pgpulse.view_columns(to_regclass(format('live.%I', stream)))
-    where part = 'time';
-    return query execute format(
-        'select distinct %1$I::text from live.%2$I where %3$I > now() - $1 and %1$I is not null order by 1',
-        s.split, stream, t
-    ) using coalesce(s.history, interval '1 day');
+exception when others then
+    -- A view that is gone or fails has no channels; the relay says why.
+    return;
 end
 $$;
 
@@ -408,7 +503,5 @@ select
 from pgpulse.streams s
 cross join lateral pgpulse.split_values(s.stream) as value;
 
-comment on view pgpulse.channels is 'Every channel that the relay serves; address is what a panel subscribes to.';
-
--- The registry is watched by its own means: the relay hears of a new stream at once.
-select pgpulse.watch('pgpulse.streams');
+comment on view pgpulse.channels is
+    'Channels of every stream, for dashboard variables; address is what a panel subscribes to.';

@@ -11,7 +11,8 @@ as $$
     set holder = excluded.holder,
         until = excluded.until
     where l.holder = excluded.holder
-        or l.until < clock_timestamp()
+        -- far ahead: the clock was put back
+        or l.until not between clock_timestamp() and excluded.until + interval '1 minute'
     returning true
 $$;
 

@@ -1,4 +1,5 @@
--- Shipped streams. Change a view, run deno task migrate, and the relay shows the change.
+-- A shipped stream. Change what the view reads, run deno task migrate, and the relay shows it; other
+-- columns need another name, as a channel's fields never change.
 
 create or replace view live.metrics as
 select "timestamp" as time, value

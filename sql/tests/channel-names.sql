@@ -16,7 +16,7 @@ begin
         select bool_and(pgpulse.channel('cpu', v) ~ '^cpu/[A-Za-z0-9_=-][A-Za-z0-9_.=-]*$')
         from unnest(many) v
     );
-    assert (select max(length(pgpulse.channel('cpu', v))) from unnest(many) v) <= 120;
+    assert (select max(length(pgpulse.channel('cpu', v))) from unnest(many) v) <= 84;
 end
 $$;
 
