@@ -831,7 +831,9 @@ async function importInto(url: string, token: string, db: Database): Promise<str
     }
   }
   const rules = groups.flatMap((group) => group.rules).length;
-  return `the data source, ${dashboards.length} dashboards and ${rules} alert rules`;
+  return `the data source, ${dashboards.length} dashboards and ${rules} alert rule${
+    rules === 1 ? "" : "s"
+  }`;
 }
 
 /** The files of a folder of grafana/; in provisioned ones Grafana expands $NAME, and $$ is a $. */
@@ -911,7 +913,8 @@ function isLocal({ hostname }: URL): boolean {
 
 /** The port that a part had last time, or the next free one. */
 function choosePort({ ports, log }: Setting, part: string, variable: string, usual: number) {
-  const wanted = Number(given(variable) ?? ports[part] ?? usual);
+  const usualFree = freePort(usual) === usual;
+  const wanted = Number(given(variable) ?? (usualFree ? usual : ports[part] ?? usual));
   if (!(Number.isInteger(wanted) && wanted > 0 && wanted < 65_536)) {
     throw new Error(`Cannot use ${variable} "${given(variable)}": give a port from 1 to 65535`);
   }
@@ -963,16 +966,19 @@ async function plan(setting: Setting): Promise<Part[]> {
       address: `http://localhost:${port}`,
       links: () => [`Live page    http://localhost:${port}/`],
     },
-    {
-      name: "generate",
-      after: ["migrate"],
-      start: () => task("generate", ["metrics"]),
-    },
-    {
-      name: "generate-live",
-      after: ["migrate"],
-      start: () => task("generate", ["live", "--interval", "1s"]),
-    },
+    // Samples to look at; nobody wants them among data of their own.
+    ...db.external ? [] : [
+      {
+        name: "generate",
+        after: ["migrate"],
+        start: () => task("generate", ["metrics", "--backfill", "6h", "--follow"]),
+      },
+      {
+        name: "generate-live",
+        after: ["migrate"],
+        start: () => task("generate", ["live"]),
+      },
+    ],
   ];
 }
 
@@ -1138,21 +1144,33 @@ function answers(url: string): NonNullable<Part["probe"]> {
 /** Tries the roles in a foreign database; the scripts fall back to the owner. */
 async function tryRoles(db: Database, log: Log): Promise<void> {
   if (!db.external) return;
-  const refused = await refusal("server", db.passwords.DB_PASSWORD);
+  const sql = connect({ max: 1 });
+  const roles = (await sql`select rolname from pg_roles`).map(({ rolname }) => rolname);
+  await sql.end();
+  const advice = (role: string, variable: string) =>
+    roles.includes(role)
+      ? `set ${variable} to the password of "${role}"`
+      : "migrate says how to make it";
+  const refused = await refusal("server", db.passwords.DB_PASSWORD, roles);
   if (refused) {
     db.scripts = db.url.href;
     const why = `${refused}. The scripts log in as "${db.url.username}" instead`;
-    log("dev", `${why}; set DB_PASSWORD to the password of "server"`, "warn");
+    log("dev", `${why}; ${advice("server", "DB_PASSWORD")}`, "warn");
   }
-  const barred = await refusal(db.reader, db.passwords.GRAFANA_DB_PASSWORD);
+  const barred = await refusal(db.reader, db.passwords.GRAFANA_DB_PASSWORD, roles);
   if (barred) {
     const why = `${barred}. Grafana's panels that query the database stay empty`;
-    log("dev", `${why}; set GRAFANA_DB_PASSWORD to the password of "${db.reader}"`, "warn");
+    log("dev", `${why}; ${advice(db.reader, "GRAFANA_DB_PASSWORD")}`, "warn");
   }
 }
 
-/** Why the database refuses a role; nothing when it lets it in. */
-async function refusal(user: string, password: string): Promise<string | undefined> {
+/** Why that role may not log in; undefined where it may. */
+async function refusal(
+  user: string,
+  password: string,
+  roles: string[],
+): Promise<string | undefined> {
+  if (!roles.includes(user)) return `There is no role "${user}"`;
   const sql = connect({ user, password, max: 1 });
   try {
     await sql`select 1`;
@@ -1297,7 +1315,9 @@ function foreignGrafana(urls: string[], { log }: Setting, db: Database): Part {
     },
     address: urls.join(","),
     advice: "Look at GRAFANA_URL; the scripts run on meanwhile",
-    links: () => urls.map((url) => `Dashboards   ${url}/d/metrics   ${url}/d/streams`),
+    links: () =>
+      urls.filter((url, i) => tokens[i] && filled.has(url))
+        .map((url) => `Dashboards   ${url}/d/metrics   ${url}/d/streams`),
   };
 }
 
@@ -1370,14 +1390,16 @@ export function explain(error: unknown, sql?: postgres.Sql): string {
     ECONNREFUSED: "nothing listens there; start it (deno task dev) or set DATABASE_URL",
     ENOTFOUND: "no such host; correct the host in DATABASE_URL",
     CONNECT_TIMEOUT: "no answer; look at the address, the firewall and the network",
-    EPIPE: "it closed the connection; it may be restarting",
-    ECONNRESET: "it closed the connection; it may be restarting",
-    CONNECTION_CLOSED: "it closed the connection; it may be restarting",
+    EPIPE: "it closed the connection; it may be restarting, or not take TLS (sslmode)",
+    ECONNRESET: "it closed the connection; it may be restarting, or not take TLS (sslmode)",
+    CONNECTION_CLOSED: "it closed the connection; it may be restarting, or not take TLS (sslmode)",
     CONNECTION_ENDED: "the connection was ended",
     "28P01": `the password of "${user}" is wrong; correct it in DATABASE_URL or DB_PASSWORD`,
     "28000": `"${user}" may not log in this way; look at pg_hba.conf and sslmode`,
     "3D000": `there is no database "${database}"; create it or correct DATABASE_URL`,
     "42P01": `${message}; run deno task migrate`,
+    "3F000": `${message}; run deno task migrate`,
+    "42883": `${message}; run deno task migrate`,
     "42501": `${message}; log in as the right role or run deno task migrate`,
     "53100": "its disk is full; free some space, nothing is lost meanwhile",
     "53300": "it has no connection free; raise max_connections or close some",
@@ -1513,8 +1535,12 @@ function status(json: boolean): number {
   const { pid, started, since, parts } = readState();
   const running = Boolean(pid) && processes(pid)[0]?.started === started;
   if (json) console.log(JSON.stringify(running ? { running, pid, since, parts } : { running }));
-  else if (!running) console.log("Nothing runs here; start it with deno task dev");
-  else {
+  else if (!running) {
+    const left = parts.filter(({ pid, started }) => pid && processes(pid)[0]?.started === started);
+    const names = left.map(({ name }) => name).join(", ");
+    if (left.length) console.log(`The supervisor was killed and left ${names} running`);
+    console.log(`Nothing is watched here; start it with deno task dev`);
+  } else {
     const age = (since = "") => {
       const s = Math.round((Date.now() - Date.parse(since)) / 1000);
       return s < 60

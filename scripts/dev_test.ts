@@ -462,7 +462,7 @@ Deno.test("kill -9 of each part and of the supervisor is got over", async () => 
 
 Deno.test("taken ports, lost and damaged files, reused pids are got over", async () => {
   const port = freePort(20_000 + Math.floor(Math.random() * 10_000));
-  await using here = await checkout({ DB_PORT: "" });
+  await using here = await checkout({ DB_PORT: `${port}` });
   const folder = join(here.root, ".pgpulse");
   const state = join(folder, "state.json");
   await Deno.mkdir(folder);
@@ -514,22 +514,19 @@ Deno.test("a database of one's own is used; roles that refuse us are told once",
   await dev.healthy();
   ok(!here.part("postgres").pid && !here.part("postgres").address!.includes("secret"));
   strictEqual(dev.lines.filter((l) => l.includes(`The scripts log in as "user"`)).length, 1);
-  await until("rows come", async () => (await server.sql`select from live_metrics`).length);
-  const [{ usename }] = await server.sql`
-    select usename from pg_stat_activity where application_name = 'pgpulse generate' limit 1
-  `;
-  strictEqual(usename, "user");
+  const asUser = async (name: string) =>
+    (await server.sql`
+      select from pg_stat_activity where application_name = 'pgpulse relay' and usename = ${name}
+    `).length;
+  await until("the relay is the user", () => asUser("user"));
+  strictEqual((await server.sql`select from metrics union all select from live_metrics`).length, 0);
   await dev.stop();
   await server.sql`alter role server password 'known to us'`;
   here.env.DB_PASSWORD = "known to us";
   dev = here.start("--no-grafana");
   await dev.healthy();
   ok(!dev.lines.some((line) => line.includes("The scripts log in as")));
-  await until("the scripts are server", async () =>
-    (await server.sql`
-      select from pg_stat_activity
-      where application_name = 'pgpulse generate' and usename = 'server'
-    `).length);
+  await until("the scripts are server", () => asUser("server"));
   ok(!dev.lines.join("\n").includes("known to us"));
   await dev.stop();
 });
@@ -640,7 +637,7 @@ Deno.test("a Grafana that runs already is filled, or it says what to import", as
     await dev.healthy();
     await until(
       "it is imported",
-      () => dev.lines.some((l) => l.includes(`1 alert rules into "${url}"`)),
+      () => dev.lines.some((l) => l.includes(`1 alert rule into "${url}"`)),
     );
     await dev.stop();
     ok(expected.every((call) => calls.includes(call)), `${calls}`);

@@ -447,14 +447,14 @@ Deno.test("generate outlives a database that is killed", async (t) => {
 
   await t.step("backfill: nothing lost, nothing doubled", async () => {
     await sql`truncate metrics`;
-    const { end } = start(url, "--backfill", "8d", "--interval", "2s");
+    const { end } = start(url, "--backfill", "40d", "--interval", "2s");
     await until("rows are there", async () => (await sql`select from metrics limit 1`).length);
     await server.kill();
     await server.start();
     const { code, stdout, stderr } = await end;
     strictEqual(code, 0, stderr);
-    match(stdout, /^Wrote 345,600 rows/);
-    deepStrictEqual(await state(sql, 2000), whole(345_600));
+    match(stdout, /^Wrote 1,728,000 rows/);
+    deepStrictEqual(await state(sql, 2000), whole(1_728_000));
     match(stderr, /Cannot use /);
   });
 

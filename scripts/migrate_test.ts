@@ -9,7 +9,7 @@ import {
   statements,
   supported,
 } from "./migrate.ts";
-import { ROOT, script, type TestServer, testServer, until } from "./testing.ts";
+import { installed, ROOT, script, type TestServer, testServer, until } from "./testing.ts";
 
 // --- parts ---------------------------------------------------------------------------------
 
@@ -571,8 +571,7 @@ Deno.test("wrong flags and folders are answered with what to do", async () => {
   }
 });
 
-const openssl = await new Deno.Command("openssl", { args: ["version"] }).output()
-  .then((o) => o.success, () => false);
+const openssl = await installed("openssl");
 
 Deno.test({
   name: "sslmode is honoured" + (openssl ? "" : " (skipped: no openssl to make a certificate)"),

@@ -152,14 +152,16 @@ export function explain(error: unknown, sql?: postgres.Sql): string {
     ECONNREFUSED: "nothing listens there; start it (deno task dev) or set DATABASE_URL",
     ENOTFOUND: "no such host; correct the host in DATABASE_URL",
     CONNECT_TIMEOUT: "no answer; look at the address, the firewall and the network",
-    EPIPE: "it closed the connection; it may be restarting",
-    ECONNRESET: "it closed the connection; it may be restarting",
-    CONNECTION_CLOSED: "it closed the connection; it may be restarting",
+    EPIPE: "it closed the connection; it may be restarting, or not take TLS (sslmode)",
+    ECONNRESET: "it closed the connection; it may be restarting, or not take TLS (sslmode)",
+    CONNECTION_CLOSED: "it closed the connection; it may be restarting, or not take TLS (sslmode)",
     CONNECTION_ENDED: "the connection was ended",
     "28P01": `the password of "${user}" is wrong; correct it in DATABASE_URL or DB_PASSWORD`,
     "28000": `"${user}" may not log in this way; look at pg_hba.conf and sslmode`,
     "3D000": `there is no database "${database}"; create it or correct DATABASE_URL`,
     "42P01": `${message}; run deno task migrate`,
+    "3F000": `${message}; run deno task migrate`,
+    "42883": `${message}; run deno task migrate`,
     "42501": `${message}; log in as the right role or run deno task migrate`,
     "53100": "its disk is full; free some space, nothing is lost meanwhile",
     "53300": "it has no connection free; raise max_connections or close some",
@@ -1624,8 +1626,9 @@ async function main(args: string[]): Promise<number> {
     );
   }
   const relay = new Relay();
+  const budget = bytes(values.budget);
   for (const { url, signIn } of targets((name) => Deno.env.get(name))) {
-    relay.grafanas.push(new Grafana(url, signIn, bytes(values.budget), values.state, relay));
+    relay.grafanas.push(new Grafana(url, signIn, budget, values.state, relay));
   }
   let server;
   try {
@@ -1667,6 +1670,14 @@ async function printPanel(stream: string, type: string): Promise<number> {
       );
     }
     console.log(JSON.stringify(panel(channels[0], type), null, 2));
+    if (channels.length > 1) {
+      console.error(
+        `Stream "${stream}" has ${channels.length} channels, this is the first. To choose by a ` +
+          `dashboard variable, make one named "channel" of the query\n` +
+          `  select label as __text, address as __value from pgpulse.channels where stream = '${stream}'\n` +
+          "and write ${channel} as the channel of the panel",
+      );
+    }
     return 0;
   } catch (error) {
     throw error instanceof postgres.PostgresError || (error as { code?: string }).code

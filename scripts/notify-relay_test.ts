@@ -17,6 +17,7 @@ import {
   type Background,
   background,
   GrafanaStandIn,
+  installed,
   parseLines,
   Picture,
   quietPort,
@@ -1611,8 +1612,7 @@ async function atRest() {
   ok(frames <= 4, `${frames} windows pushed again in 4 s`);
 }
 
-const hasBouncer = await new Deno.Command("pgbouncer", { args: ["--version"] }).output()
-  .then(() => true, () => false);
+const hasBouncer = await installed("pgbouncer");
 
 together("faults of Grafana, of the database, of the relay itself", [
   ["one channel that Grafana refuses does not hold up the others", refusedChannel],

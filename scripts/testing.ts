@@ -106,6 +106,22 @@ export async function ready(url: string): Promise<void> {
 /** What Deno says where several start at once. */
 const NOISE = /^Blocking waiting for file lock.*\n?/m;
 
+/** What a test may see of the tester's environment: no database, no Grafana but GRAFANA_HOME. */
+export function surroundings(): Record<string, string> {
+  const allowed = /^(PATH|HOME|LANG|TERM|TMPDIR|NO_COLOR|CHROMIUM|GRAFANA_HOME|(DENO|XDG)_.*)$/;
+  const all = Object.entries(Deno.env.toObject());
+  return Object.fromEntries(all.filter(([name]) => allowed.test(name)));
+}
+
+/** Whether there is such a program on PATH. */
+export async function installed(program: string): Promise<boolean> {
+  try {
+    return (await new Deno.Command(program, { args: ["--version"] }).output()).code < 126;
+  } catch {
+    return false;
+  }
+}
+
 /** Runs one of the scripts to its end, as a user would. */
 export async function script(
   name: string,
@@ -115,7 +131,8 @@ export async function script(
   const out = await new Deno.Command(Deno.execPath(), {
     args: ["run", "-A", "--no-prompt", join(ROOT, "scripts", name), ...args],
     cwd: ROOT,
-    env,
+    env: { ...surroundings(), ...env },
+    clearEnv: true,
   }).output();
   const text = (bytes: Uint8Array) => new TextDecoder().decode(bytes);
   return { code: out.code, stdout: text(out.stdout), stderr: text(out.stderr).replace(NOISE, "") };
@@ -156,16 +173,12 @@ export async function background(
 ): Promise<Background> {
   const { tasks } = JSON.parse(await Deno.readTextFile(join(ROOT, "deno.json")));
   const words: string[] = tasks[task].command.match(/"[^"]*"|\S+/g).slice(1)
-    .map((word: string) => word.replaceAll('"', ""));
+    .map((word: string) => word.replaceAll('"', ""))
+    .filter((word: string) => !word.startsWith("--env-file="));
   const child = new Deno.Command(Deno.execPath(), {
     args: [...words.slice(0, -1), join(ROOT, words.at(-1)!), ...args],
     cwd,
-    // Nothing of the tester's own surroundings.
-    env: Object.fromEntries(
-      Object.entries({ ...Deno.env.toObject(), ...env }).filter(([name]) =>
-        name in env || /^(PATH|HOME|TMPDIR|DENO_|XDG_)/.test(name)
-      ),
-    ),
+    env: { ...surroundings(), ...env },
     clearEnv: true,
     stdout: "piped",
     stderr: "piped",
@@ -494,6 +507,8 @@ if (import.meta.main) {
   const child = new Deno.Command(Deno.execPath(), {
     args: ["test", "-A", "--no-prompt", join(ROOT, "scripts"), ...Deno.args],
     cwd: ROOT,
+    env: surroundings(),
+    clearEnv: true,
     stdout: "piped",
   }).spawn();
   let tail = "";
@@ -505,7 +520,8 @@ if (import.meta.main) {
   const { code } = await child.status;
   // deno-lint-ignore no-control-regex -- colours
   const plain = tail.replace(/\x1b\[[0-9;]*m/g, "");
-  const count = (word: string) => Number(plain.match(new RegExp(`(\\d+) ${word}`))?.[1] ?? 0);
+  const [, counts = ""] = /.*(?:^|\n)(?:ok|FAILED) \| (.*)/s.exec(plain) ?? [];
+  const count = (word: string) => Number(new RegExp(`(\\d+) ${word}`).exec(counts)?.[1] ?? 0);
   console.log(`${count("passed")} passed, ${count("failed")} failed, ${count("ignored")} skipped`);
   Deno.exit(code);
 }

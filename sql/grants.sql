@@ -4,11 +4,19 @@
 revoke execute on function pgpulse.hold_lease from public;
 
 do $$
+declare
+    sequence regclass;
 begin
     if to_regrole('server') is not null then
         grant usage on schema public, live, pgpulse to server;
         grant select, insert on public.metrics, public.live_metrics to server;
-        grant usage on sequence public.metrics_id_seq, public.live_metrics_id_seq to server;
+        for sequence in
+            select s::regclass
+            from unnest(array['metrics', 'live_metrics']) t, pg_get_serial_sequence('public.' || t, 'id') s
+            where s is not null
+        loop
+            execute format('grant usage on sequence %s to server', sequence);
+        end loop;
         grant select on all tables in schema live to server;
         grant select on pgpulse.streams, pgpulse.channels to server;
         grant execute on function pgpulse.hold_lease to server;

@@ -31,6 +31,9 @@ begin
     ] loop
         if to_regclass('public.' || name) is null then
             continue;
+        elsif coalesce(obj_description(to_regclass('public.' || name), 'pg_class'), '')
+            not like 'pgpulse:%' then
+            raise notice 'keeps table public.%: migrate did not make it', name;
         elsif coalesce(current_setting('pgpulse.data', true), '') = 'on' then
             raise notice 'drops table public.% with its data', name;
             execute format('drop table public.%I cascade', name);
