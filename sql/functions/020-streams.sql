@@ -68,7 +68,7 @@ create or replace function pgpulse.add_stream(
     history interval default null,
     step interval default null,
     rows int default 300,
-    beat interval default '250 milliseconds',
+    beat interval default '200 milliseconds',
     split text default null,
     stream_id text default 'pgpulse'
 ) returns void
