@@ -1,0 +1,188 @@
+// Rollups held against a recount: random work, two refreshers at once, a server that is killed.
+
+import { deepStrictEqual, ok, strictEqual } from "node:assert";
+import type postgres from "npm:postgres@3.4.9";
+import { script, type TestServer, testServer } from "./testing.ts";
+
+/** Reproducible numbers from 0 to 1. */
+function random(seed: number): () => number {
+  return () => {
+    seed = (seed + 0x6d2b79f5) | 0;
+    let t = Math.imul(seed ^ (seed >>> 15), 1 | seed);
+    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
+    return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32;
+  };
+}
+
+async function migrated(settings: string[] = []): Promise<TestServer> {
+  const server = await testServer({ settings });
+  const { code, stderr } = await script("migrate.ts", [], {
+    DATABASE_URL: server.url,
+    DB_PASSWORD: "server",
+    GRAFANA_DB_PASSWORD: "grafana",
+  });
+  strictEqual(code, 0, stderr);
+  return server;
+}
+
+/** Three monthly partitions and a default one, rolled up. */
+const SAMPLES = `
+  create table samples (
+      id bigserial,
+      machine text not null,
+      zone int,
+      value float8,
+      at timestamptz not null
+  ) partition by range (at);
+  create table samples_2026_01 partition of samples for values from ('2026-01-01Z') to ('2026-02-01Z');
+  create table samples_2026_02 partition of samples for values from ('2026-02-01Z') to ('2026-03-01Z');
+  create table samples_rest partition of samples default;
+  create index on samples (machine, at);
+  select pgpulse.add_rollup('samples', 'at', measures => array['value', 'zone * 2 as double'],
+      keys => array['machine', 'zone'])`;
+
+/** Rows of the view that a count from scratch does not give, and the other way round. */
+export async function differences(sql: postgres.ISql): Promise<postgres.RowList<postgres.Row[]>> {
+  return await sql`
+    with expected as (
+        select
+            steps.step,
+            date_bin(steps.step, at, '2000-01-01Z') as time,
+            machine,
+            zone,
+            count(*) as points,
+            avg(v) as value_avg,
+            min(v) as value_min,
+            max(v) as value_max,
+            sum(v) as value_sum,
+            count(v) as value_count,
+            (array_agg(v order by at, v) filter (where v is not null))[1] as value_first,
+            (array_agg(v order by at desc, v desc) filter (where v is not null))[1] as value_last,
+            sum(zone * 2)::float8 as double_sum
+        from (
+            select *, case when abs(value) <= 1e300 then value end as v
+            from samples
+            where at between '1900-01-01Z' and '2200-01-01Z'
+        ) s, (values (interval '1 minute'), ('1 hour'), ('1 day')) as steps (step)
+        group by 1, 2, 3, 4
+    ), found as (
+        select step, time, machine, zone, points, value_avg, value_min, value_max, value_sum,
+            value_count, value_first, value_last, double_sum
+        from rollup.samples
+        where step > '0'
+    )
+    (select 'missing' as what, * from (table expected except all table found) e)
+    union all
+    (select 'wrong', * from (table found except all table expected) f)
+    limit 5`;
+}
+
+/** One random statement: values are eighths, so that sums are exact in any order. */
+function work(chance: () => number): string {
+  const pick = (n: number) => Math.floor(chance() * n);
+  const at = () =>
+    chance() < 0.02
+      ? ["'infinity'", "'-infinity'", "'1969-12-31Z'", "'9999-01-01Z'"][pick(4)]
+      : `timestamptz '2026-01-25Z' + interval '1 second' * ${pick(12 * 86400)}`;
+  const value = () =>
+    chance() < 0.05 ? ["'NaN'", "'infinity'", "null", "1e305"][pick(4)] : `${pick(8000) / 8}`;
+  const row = () =>
+    `('${["a", "b", "it''s"][pick(3)]}', ${["null", "1", "2"][pick(3)]}, ${value()}, ${at()})`;
+  const few = () => `id in (select id from samples offset ${pick(400)} limit ${1 + pick(6)})`;
+  const kind = chance();
+  if (kind < 0.6) {
+    const rows = Array.from({ length: 1 + pick(40) }, row);
+    return `insert into samples (machine, zone, value, at) values ${rows}`;
+  }
+  if (kind < 0.65) {
+    return `insert into samples_2026_02 (machine, value, at)
+    select machine, value, at from samples where at >= '2026-02-01Z' and at < '2026-02-03Z' limit 5`;
+  }
+  if (kind < 0.75) return `update samples set value = ${value()} where ${few()}`;
+  if (kind < 0.8) return `update samples set at = ${at()}, zone = 2 where ${few()}`;
+  if (kind < 0.85) return `update samples_2026_01 set value = value + 1 where ${few()}`;
+  if (kind < 0.95) return `delete from samples where ${few()}`;
+  if (kind < 0.99) return `delete from samples_rest where ${few()}`;
+  return "truncate samples_rest";
+}
+
+const refresh = async (sql: postgres.ISql) => {
+  const rows = await sql`select * from pgpulse.refresh_rollups()`;
+  deepStrictEqual(rows.map(({ fault }) => fault).filter(Boolean), []);
+  return rows.reduce((sum, { added }) => sum + Number(added), 0);
+};
+
+Deno.test("10,000 random writes leave what a recount gives", async () => {
+  await using server = await migrated();
+  const { sql } = server;
+  await sql.unsafe(SAMPLES);
+  const chance = random(4);
+  let rows = 0;
+  for (let i = 0; i < 1200; i++) {
+    const undone = chance() < 0.05;
+    // Some statements roll back, and some come several in a transaction.
+    await sql.begin(async (tx) => {
+      do await tx.unsafe(work(chance)); while (chance() < 0.1);
+      if (undone) throw "undo";
+    }).catch((error) => {
+      if (error !== "undo") throw error;
+    });
+    if (i % 60 === 0) {
+      rows += await refresh(sql);
+      deepStrictEqual([...await differences(sql)], [], `after ${i} statements`);
+    }
+  }
+  ok(rows > 10_000, `${rows} rows`);
+});
+
+Deno.test("three writers, two refreshers, kill -9 of the server: a recount finds no difference", async () => {
+  await using server = await migrated();
+  const { sql } = server;
+  await sql.unsafe(SAMPLES);
+  for (let round = 0; round < 3; round++) {
+    let done = false;
+    let refreshed = 0;
+    const chance = random(round);
+    // What the killed server takes down, and deadlocks among the writers, are nobody's fault.
+    const keepOn = async (step: () => Promise<unknown>) => {
+      while (!done) {
+        await step().catch(({ code }) => ok(/^(40P01|57P0|CONN|ECONN)/.test(code), code));
+      }
+    };
+    const writer = () =>
+      keepOn(() =>
+        sql.begin(async (tx) => {
+          await tx.unsafe(work(chance).replace("truncate", "delete from"));
+          await tx`select pg_sleep(${chance() / 30})`;
+          await tx.unsafe(work(chance).replace("truncate", "delete from"));
+        })
+      );
+    const refresher = () => keepOn(async () => void (refreshed += await refresh(sql)));
+    const all = [writer(), writer(), writer(), refresher(), refresher()];
+    await new Promise((wait) => setTimeout(wait, 2500));
+    if (round < 2) {
+      await server.kill();
+      await server.start();
+    }
+    done = true;
+    await Promise.all(all);
+    ok(refreshed > 0);
+    await refresh(sql);
+    deepStrictEqual([...await differences(sql)], [], `round ${round}`);
+  }
+});
+
+Deno.test("inserts show in the view at once, before any refresh", async () => {
+  await using server = await migrated();
+  const { sql } = server;
+  await sql.unsafe(SAMPLES);
+  const chance = random(5);
+  for (let i = 0; i < 30; i++) {
+    await sql.unsafe(`insert into samples (machine, zone, value, at)
+      select 'm' || i % 3, nullif(i % 4, 0), i / 8.0,
+          '2026-01-31Z'::timestamptz + i * interval '${1 + Math.floor(chance() * 90)} seconds'
+      from generate_series(1, 100) i`);
+    deepStrictEqual([...await differences(sql)], []);
+    if (i % 7 === 0) await sql`select pgpulse.refresh_rollups()`;
+  }
+});
