@@ -43,8 +43,24 @@ as $$
     sum("{}") as {}_sum,
     min("{}") as {}_min,
     max("{}") as {}_max,
-    min(case when "{}" is not null then array[date_part('epoch', "time"), "{}"] end) as {}_first,
-    max(case when "{}" is not null then array[date_part('epoch', "time"), "{}"] end) as {}_last$q$)
+    min("{}_pair") as {}_first,
+    max("{}_pair") as {}_last$q$)
+$$;
+
+-- Rows with the [epoch, value] of each measure, made once a row: "offset 0" keeps the planner from
+-- making it anew for each use, which costs half of a refresh.
+create or replace function pgpulse.rows_with_pairs(r pgpulse.rollups, condition text) returns text
+language sql
+immutable
+set search_path = pg_catalog, pg_temp
+as $$
+    select format(
+        'select *%s from rollup.%I where %s offset 0',
+        pgpulse.each(r.measures, $q$,
+    case when "{}" is not null then array[date_part('epoch', "time"), "{}"] end as "{}_pair"$q$),
+        r.rollup || '_rows',
+        condition
+    )
 $$;
 
 create or replace function pgpulse.partial_of_partials(r pgpulse.rollups) returns text
@@ -252,9 +268,11 @@ from rollup.%3$I$q$,
         from (values ('1 minute', '_1m'), ('1 hour', '_1h'), ('1 day', '_1d')) as steps (step, suffix)
     loop
         branches := branches || format(
-            $q$select interval %1$L, bucket%2$s, points%3$s
+            $q$(with tail as materialized (select %6$s as bucket, * from rollup.%5$I()),
+begins as materialized (select coalesce(min(bucket), 'infinity') as at from tail)
+select interval %1$L, bucket%2$s, points%3$s
 from rollup.%4$I
-where bucket < (select coalesce(min(%6$s), 'infinity') from rollup.%5$I)
+where bucket < (select at from begins)
 union all
 select interval %1$L, bucket%2$s, points%8$s
 from (
@@ -262,20 +280,20 @@ from (
     from (
         select bucket%2$s, %10$s
         from rollup.%4$I
-        where bucket >= (select coalesce(min(%6$s), 'infinity') from rollup.%5$I)
+        where bucket >= (select at from begins)
         union all
-        select %6$s, %7$s
-        from rollup.%5$I
+        select bucket%2$s, 1%7$s
+        from tail
     ) as parts
     group by bucket%2$s
-) as newest$q$,
+) as newest)$q$,
             step.step,
             keys,
             read_columns,
             r.rollup || step.suffix,
             r.rollup || '_tail',
             pgpulse.minute_of('"time"', step.step::interval),
-            substr(keys || ', 1', 3) || pgpulse.each(r.measures, $q$,
+            pgpulse.each(r.measures, $q$,
             ("{}" is not null)::int,
             "{}",
             "{}",
@@ -287,12 +305,24 @@ from (
             pgpulse.partial_of_stored(r)
         );
     end loop;
+    -- A function, as the planner would take the rows for many and call up parallel workers; and
+    -- without "parallel safe" for the same reason: starting them costs more than most panels.
     execute format(
-        $q$create or replace view rollup.%1$I as
-select * from rollup.%2$I
-where tx >= (select rolled_tx from pgpulse.rollups where rollup = %3$L)
-    -- two bounds: the planner then takes the rows for few, and the index
-    and tx < 9223372036854775807$q$,
+        $q$create or replace function rollup.%1$I() returns setof rollup.%2$I
+language plpgsql
+stable
+security definer
+rows 1000
+set search_path = pg_catalog, pg_temp
+as $f$
+declare
+    done bigint;
+begin
+    select rolled_tx into done from pgpulse.rollups where rollup = %3$L;
+    return query select * from rollup.%2$I where tx >= done;
+end
+$f$
+$q$,
         r.rollup || '_tail', r.rollup || '_rows', r.rollup
     );
     execute format(
@@ -496,7 +526,7 @@ begin
         execute format('drop trigger %I on %s', trigger.tgname, trigger.relation);
     end loop;
     execute format('drop view if exists rollup.%I', r.rollup);
-    execute format('drop view if exists rollup.%I', r.rollup || '_tail');
+    execute format('drop function if exists rollup.%I()', r.rollup || '_tail');
     execute format('drop view if exists rollup.%I', r.rollup || '_rows');
     foreach suffix in array array['_1m', '_1h', '_1d', '_changed'] loop
         execute format('drop table rollup.%I', r.rollup || suffix);
@@ -529,8 +559,7 @@ begin
     execute format(
         $q$with _1m as materialized (
     select %1$s as bucket%2$s, %3$s
-    from rollup.%4$I
-    where tx >= $1 and tx < $2
+    from (%4$s) as fresh
     group by 1%2$s
 ), _1h as materialized (
     select %5$s as bucket%2$s, %7$s
@@ -551,7 +580,7 @@ select coalesce(sum(points), 0) from _1d$q$,
         pgpulse.minute_of('"time"'),
         keys,
         pgpulse.partial_of_rows(r),
-        r.rollup || '_rows',
+        pgpulse.rows_with_pairs(r, 'tx >= $1 and tx < $2'),
         pgpulse.minute_of('_1m.bucket', '1 hour'),
         pgpulse.minute_of('_1h.bucket', '1 day'),
         pgpulse.partial_of_partials(r),
@@ -590,7 +619,8 @@ select coalesce(sum(points), 0) from _1d$q$,
             case suffix when '_1m' then 'time' else 'bucket' end as time_column,
             case suffix when '_1m' then pgpulse.partial_of_rows(r)
                 else pgpulse.partial_of_partials(r) end as partials,
-            case suffix when '_1m' then '*'
+            case suffix when '_1m' then '*' || pgpulse.each(r.measures, $q$,
+    case when "{}" is not null then array[date_part('epoch', "time"), "{}"] end as "{}_pair"$q$)
                 else 'bucket' || keys || ', ' || pgpulse.partial_of_stored(r) end as columns
         from (values
             ('1 minute', '_1m', '_rows'),
