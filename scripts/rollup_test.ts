@@ -204,3 +204,73 @@ Deno.test("inserts show in the view at once, before any refresh", async () => {
     if (i % 7 === 0) await sql`select pgpulse.refresh_rollups()`;
   }
 });
+
+Deno.test("partitions made, attached, truncated, purged, dropped; a restore elsewhere", async () => {
+  await using server = await migrated();
+  const { sql } = server;
+  const run = (text: string) => sql.unsafe(text).simple();
+  /** Sums of the days of a machine in the view, after a refresh. */
+  const days = async (machine: string) => {
+    await refresh(sql);
+    const rows = await sql`select value_sum from rollup.samples
+      where step = '1 day' and machine = ${machine} order by time, value_sum`;
+    return rows.map(({ value_sum }) => value_sum);
+  };
+  await run(SAMPLES);
+  await run(`insert into samples (machine, value, at) values
+    ('a', 1, '2026-01-05 10:00:00Z'), ('a', 3, '2026-01-05 10:00:30Z')`);
+  deepStrictEqual(await days("a"), [4]);
+
+  await run(`create table samples_2026_03 partition of samples
+    for values from ('2026-03-01Z') to ('2026-04-01Z')`);
+  await run(`create table attached (id bigint not null default 0, machine text not null, zone int,
+    value float8, at timestamptz not null, tx bigint)`);
+  await run(`insert into attached values
+    (1, 'b', null, 5, '2026-04-05Z', null), (1, 'b', null, 7, '2026-04-05Z', 12)`);
+  await run(`alter table samples attach partition attached
+    for values from ('2026-04-01Z') to ('2026-05-01Z')`);
+  // The first refresh finds the new partition, the second counts what is in it.
+  await refresh(sql);
+  deepStrictEqual(await days("b"), [12]);
+  await run(
+    "delete from attached where value = 5; insert into attached values (2, 'b', 1, 9, '2026-04-05Z')",
+  );
+  deepStrictEqual(await days("b"), [7, 9]);
+
+  // Retention and DROP keep what was rolled up; a late row is added to it.
+  await sql.begin(async (tx) => {
+    await tx`set local pgpulse.keep_rollups = on`;
+    await tx`delete from samples_2026_01`;
+  });
+  await run("drop table attached");
+  deepStrictEqual(await days("a"), [4]);
+  deepStrictEqual(await days("b"), [7, 9]);
+  await run("insert into samples (machine, value, at) values ('a', 4, '2026-01-05 10:00:40Z')");
+  deepStrictEqual(await days("a"), [8]);
+  // Unless somebody asks for a recount.
+  await run("select pgpulse.recount_rollup('samples', '2026-01-01Z', '2026-02-01Z')");
+  deepStrictEqual(await days("a"), [4]);
+  await run("truncate samples_2026_01");
+  deepStrictEqual(await days("a"), []);
+
+  // A dump restored elsewhere: transaction numbers mean nothing, some lie in the future.
+  await run(
+    `insert into samples (machine, value, at) values ('c', 1, '2026-02-05Z'), ('c', 2, '2026-02-06Z')`,
+  );
+  deepStrictEqual(await days("c"), [1, 2]);
+  await run(
+    "update pgpulse.rollups set cluster = 1, rolled_tx = 9e15; update samples set tx = 8e15 where value = 2",
+  );
+  deepStrictEqual(await days("c"), [1, 2]);
+  deepStrictEqual(await days("b"), [7, 9]);
+
+  await run("select pgpulse.drop_rollup('samples')");
+  deepStrictEqual([
+    ...await sql`
+    select tgname::text from pg_trigger where tgname like 'pgpulse\\_rollup%'
+    union all
+    select relname from pg_class where relnamespace = 'rollup'::regnamespace
+    union all
+    select attname from pg_attribute where attrelid = 'samples'::regclass and attname = 'tx'`,
+  ], []);
+});

@@ -8,7 +8,7 @@ declare
     sequence regclass;
 begin
     if to_regrole('server') is not null then
-        grant usage on schema public, live, pgpulse to server;
+        grant usage on schema public, live, rollup, pgpulse to server;
         grant select, insert on public.metrics, public.live_metrics to server;
         for sequence in
             select s::regclass
@@ -19,8 +19,12 @@ begin
         end loop;
         grant select on all tables in schema live to server;
         grant select on pgpulse.streams, pgpulse.channels to server;
-        grant execute on function pgpulse.hold_lease to server;
-        alter default privileges in schema live grant select on tables to server;
+        grant select on pgpulse.rollups to server;
+        grant select on all tables in schema rollup to server;
+        grant execute on all functions in schema rollup to server;
+        grant execute on function pgpulse.hold_lease, pgpulse.refresh_rollups to server;
+        alter default privileges in schema live, rollup grant select on tables to server;
+        alter default privileges in schema rollup grant execute on functions to server;
     end if;
 end
 $$;
@@ -32,20 +36,60 @@ declare
 begin
     if to_regrole('grafana_readonly') is not null then
         execute format('grant connect on database %I to grafana_readonly', current_database());
-        grant usage on schema public, live, pgpulse to grafana_readonly;
+        grant usage on schema public, live, rollup, pgpulse to grafana_readonly;
         for part in
             select c.oid::regclass as name, case c.relkind when 'S' then 'sequence' else 'table' end as kind
             from pg_class c
-            where c.relnamespace in ('public'::regnamespace, 'live'::regnamespace, 'pgpulse'::regnamespace)
+            where c.relnamespace::regnamespace::text in ('public', 'live', 'rollup', 'pgpulse')
                 and c.relkind in ('r', 'p', 'v', 'm', 'f', 'S')
                 and pg_has_role(c.relowner, 'usage')
         loop
             execute format('grant select on %s %s to grafana_readonly', part.kind, part.name);
         end loop;
-        alter default privileges in schema public, live, pgpulse
+        grant execute on all functions in schema rollup to grafana_readonly;
+        alter default privileges in schema rollup grant execute on functions to grafana_readonly;
+        alter default privileges in schema public, live, rollup, pgpulse
             grant select on tables to grafana_readonly;
         alter default privileges in schema public, live, pgpulse
             grant select on sequences to grafana_readonly;
     end if;
+end
+$$;
+
+-- Where time_bucket is ours, everybody finds it, last: a TimescaleDB of later wins.
+do $$
+declare
+    who record;
+begin
+    if to_regnamespace('compat') is null then
+        return;
+    end if;
+    grant usage on schema compat to public;
+    for who in
+        select
+            format('role %I in database %I', rolname, current_database()) as name,
+            r.oid
+        from pg_roles r
+        where rolname in ('server', 'grafana_readonly')
+        union all
+        select format('database %I', current_database()), 0
+    loop
+        begin
+            if not exists (
+                select
+                from pg_db_role_setting s, unnest(s.setconfig) as option
+                where s.setrole = who.oid
+                    and s.setdatabase in (
+                        0, (select oid from pg_database where datname = current_database())
+                    )
+                    and option like 'search_path=%'
+            ) then
+                execute format('alter %s set search_path = "$user", public, compat', who.name);
+            end if;
+        exception when insufficient_privilege then
+            raise notice 'Cannot set the search_path of % (%)', who.name, sqlerrm
+                using hint = format('As an administrator: alter %s set search_path = "$user", public, compat', who.name);
+        end;
+    end loop;
 end
 $$;

@@ -2,6 +2,32 @@
 --     psql -1 -c 'set pgpulse.data = on' -f sql/uninstall.sql
 -- (deno task migrate --uninstall [--data] does the same, lists it first, and asks.)
 
+-- Rollups leave their sources as they were, without the column tx.
+do $$
+begin
+    if to_regclass('pgpulse.rollups') is not null then
+        perform pgpulse.drop_rollup(rollup) from pgpulse.rollups;
+    end if;
+    if to_regnamespace('rollup') is not null then
+        raise notice 'drops schema rollup with what was rolled up';
+        drop schema rollup cascade;
+    end if;
+    if to_regnamespace('compat') is not null then
+        raise notice 'drops schema compat with time_bucket';
+        drop schema compat cascade;
+    end if;
+    if exists (
+        select
+        from pg_db_role_setting s, unnest(s.setconfig) as option
+        where s.setrole = 0
+            and s.setdatabase = (select oid from pg_database where datname = current_database())
+            and option = 'search_path="$user", public, compat'
+    ) then
+        execute format('alter database %I reset search_path', current_database());
+    end if;
+end
+$$;
+
 -- Cascades reach what stands on these: triggers on watched tables, and views that people added.
 do $$
 begin

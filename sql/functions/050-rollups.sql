@@ -157,7 +157,26 @@ $$;
 
 comment on function pgpulse.cluster is 'Identity of this PostgreSQL cluster; 0 where it is hidden.';
 
--- Trigger: notes which minutes of which series a statement has changed.
+-- Notes the series and minutes of these rows ($1: as changed by which transaction).
+create or replace function pgpulse.mark_changed(r pgpulse.rollups, rows text) returns text
+language sql
+immutable
+set search_path = pg_catalog, pg_temp
+as $$
+    select format(
+        $q$insert into rollup.%1$I (bucket%2$s, tx)
+        select distinct %3$s%4$s, $1
+        from %5$s
+        where %6$I >= '1900-01-01 00:00:00+00' and %6$I < '2200-01-01 00:00:00+00'$q$,
+        r.rollup || '_changed',
+        pgpulse.each(pgpulse.quoted(r.keys), ', {}'),
+        pgpulse.minute_of(quote_ident(r.time_column)),
+        pgpulse.each(r.key_expressions, ', {}'),
+        rows,
+        r.time_column
+    )
+$$;
+
 create or replace function pgpulse.rollup_changed() returns trigger
 language plpgsql
 security definer
@@ -165,70 +184,72 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
     r pgpulse.rollups;
-    changed text;
+    rows text;
 begin
     select * into r from pgpulse.rollups where rollup = tg_argv[0];
     -- Retention: the rows go, what was made of them stays.
     if r.rollup is null or current_setting('pgpulse.keep_rollups', true) = 'on' then
         return null;
     end if;
-    foreach changed in array case tg_op
+    foreach rows in array case tg_op
         when 'UPDATE' then array['old_rows', 'new_rows']
         when 'DELETE' then array['old_rows']
-        else array[tg_relid::regclass::text]
+        else array[format('%I.%I', tg_table_schema, tg_table_name)]
     end loop
-        execute format(
-            $q$insert into rollup.%1$I (bucket%2$s, tx)
-            select distinct %3$s%4$s, txid_current()
-            from %5$s
-            where %6$I >= '1900-01-01 00:00:00+00' and %6$I < '2200-01-01 00:00:00+00'$q$,
-            r.rollup || '_changed',
-            pgpulse.each(pgpulse.quoted(r.keys), ', {}'),
-            pgpulse.minute_of(quote_ident(r.time_column)),
-            pgpulse.each(r.key_expressions, ', {}'),
-            changed,
-            r.time_column
-        );
+        execute pgpulse.mark_changed(r, rows) using txid_current();
     end loop;
     return null;
 end
 $$;
 
--- Brings the triggers to a table and its partitions; says how many tables had none.
-create or replace function pgpulse.capture_changes(r pgpulse.rollups) returns int
+comment on function pgpulse.rollup_changed() is
+    'Trigger function: notes which minutes of which series a statement has changed. '
+    'set local pgpulse.keep_rollups = on keeps what was rolled up of rows that retention deletes.';
+
+revoke execute on function pgpulse.rollup_changed from public;
+
+-- Brings the triggers to a table and to those of its partitions that have none yet. mark: what they
+-- hold came unseen, by attach partition for example, and is counted anew.
+create or replace function pgpulse.capture_changes(r pgpulse.rollups, mark boolean) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    part regclass;
-    count int := 0;
+    part record;
     name text := 'pgpulse_rollup_' || r.rollup;
 begin
     for part in
-        select relid
-        from pg_partition_tree(r.source)
-        union
-        select r.source
-        except
-        select tgrelid::regclass
-        from pg_trigger
-        where tgname = name || '_u'
+        select c.oid::regclass as relation, a.atthasdef, c.relkind = 'r' as has_rows
+        from (
+            select relid from pg_partition_tree(r.source)
+            union
+            select r.source
+        ) as tree
+        join pg_class c on c.oid = tree.relid
+        join pg_attribute a on a.attrelid = c.oid and a.attname = 'tx' and not a.attisdropped
+        where c.relkind in ('r', 'p')
+            and not exists (select from pg_trigger where tgrelid = c.oid and tgname = name || '_u')
     loop
+        if not part.atthasdef then
+            execute format(
+                'alter table %s alter column tx set default txid_current()', part.relation
+            );
+        end if;
         execute format(
-            $q$alter table %1$s alter column tx set default txid_current();
-            create or replace trigger %2$I after update on %1$s
+            $q$create trigger %2$I after update on %1$s
                 referencing old table as old_rows new table as new_rows
                 for each statement execute function pgpulse.rollup_changed(%5$L);
-            create or replace trigger %3$I after delete on %1$s
+            create trigger %3$I after delete on %1$s
                 referencing old table as old_rows
                 for each statement execute function pgpulse.rollup_changed(%5$L);
-            create or replace trigger %4$I before truncate on %1$s
+            create trigger %4$I before truncate on %1$s
                 for each statement execute function pgpulse.rollup_changed(%5$L)$q$,
-            part, name || '_u', name || '_d', name || '_t', r.rollup
+            part.relation, name || '_u', name || '_d', name || '_t', r.rollup
         );
-        count := count + 1;
+        if mark and part.has_rows then
+            execute pgpulse.mark_changed(r, part.relation::text) using 0::bigint;
+        end if;
     end loop;
-    return count;
 end
 $$;
 
@@ -325,6 +346,7 @@ $f$
 $q$,
         r.rollup || '_tail', r.rollup || '_rows', r.rollup
     );
+    execute format('revoke execute on function rollup.%I from public', r.rollup || '_tail');
     execute format(
         'create or replace view rollup.%I as %s', r.rollup, array_to_string(branches, E'\nunion all\n')
     );
@@ -420,7 +442,7 @@ begin
                 );
         end if;
         perform pgpulse.make_rollup_view(old);
-        perform pgpulse.capture_changes(old);
+        perform pgpulse.capture_changes(old, true);
         return;
     end if;
 
@@ -492,7 +514,7 @@ where "time" >= '1900-01-01 00:00:00+00' and "time" < '2200-01-01 00:00:00+00'$q
     r.cluster := pgpulse.cluster();
     insert into pgpulse.rollups select r.*;
     perform pgpulse.make_rollup_view(r);
-    perform pgpulse.capture_changes(r);
+    perform pgpulse.capture_changes(r, false);
 end
 $$;
 
@@ -556,6 +578,17 @@ declare
     changed boolean;
     step record;
 begin
+    -- Restored into another cluster, where transaction numbers start anew: what there is of raw rows
+    -- is counted again, and what was rolled up of rows that are gone stays.
+    if r.cluster <> pgpulse.cluster() or r.rolled_tx > txid_snapshot_xmax(txid_current_snapshot()) then
+        set local pgpulse.keep_rollups = on;
+        execute format('update %s set tx = 0 where tx >= $1', r.source)
+            using txid_snapshot_xmax(txid_current_snapshot());
+        set local pgpulse.keep_rollups = off;
+        execute format('update rollup.%I set tx = 0', r.rollup || '_changed');
+        execute pgpulse.mark_changed(r, r.source::text) using 0::bigint;
+        r.rolled_tx := upto;
+    end if;
     execute format(
         $q$with _1m as materialized (
     select %1$s as bucket%2$s, %3$s
@@ -700,7 +733,7 @@ begin
             select f.added, f.recounted into refresh_rollups.added, refresh_rollups.recounted
             from pgpulse.refresh_rollup(r, upto) f;
             update pgpulse.rollups s
-            set rolled_tx = upto, refreshed_at = clock_timestamp(), fault = null
+            set rolled_tx = upto, cluster = pgpulse.cluster(), refreshed_at = clock_timestamp(), fault = null
             where s.rollup = r.rollup;
         exception when others then
             refresh_rollups.fault := sqlerrm;
@@ -708,11 +741,79 @@ begin
         end;
         return next;
     end loop;
+    -- Last, as these take locks: who must wait for them waits until the next call instead.
+    for r in
+        select * from pgpulse.rollups known
+        where known.rollup = coalesce(refresh_rollups.name, known.rollup)
+        order by 1
+    loop
+        begin
+            set local lock_timeout = '100ms';
+            perform brin_summarize_new_values(i.indexrelid)
+            from (
+                select relid from pg_partition_tree(r.source)
+                union
+                select r.source
+            ) as tree
+            join pg_index i on i.indrelid = tree.relid
+            join pg_class c on c.oid = i.indexrelid and c.relkind = 'i'
+            join pg_am m on m.oid = c.relam and m.amname = 'brin'
+            join pg_attribute a on a.attrelid = c.oid and a.attname = 'tx';
+            perform pgpulse.capture_changes(r, true);
+        exception when lock_not_available or undefined_table then
+            null;
+        end;
+    end loop;
+    set local lock_timeout = default;
 end
 $$;
 
 comment on function pgpulse.refresh_rollups is
-    'Rolls up what has come, changed and gone since the last call; safe to call from many places.';
+    'Rolls up what has come, changed and gone since the last call; safe to call from many places. '
+    'added: rows; recounted: rows of one minute made again because of updates and deletes.';
+
+revoke execute on function pgpulse.refresh_rollups from public;
+
+create or replace function pgpulse.recount_rollup(name text, "from" timestamptz, "to" timestamptz)
+returns void
+language plpgsql
+as $$
+declare
+    r pgpulse.rollups;
+    keys text;
+begin
+    select * into r from pgpulse.rollups known where known.rollup = recount_rollup.name;
+    if r.rollup is null then
+        raise exception 'Cannot recount rollup "%": there is none of that name', name
+            using hint = 'select rollup from pgpulse.rollups lists them';
+    end if;
+    keys := pgpulse.each(pgpulse.quoted(r.keys), ', {}');
+    execute pgpulse.mark_changed(r, format(
+        '(select * from %s where %I >= %L and %I < %L) as rows',
+        r.source, r.time_column, "from", r.time_column, "to"
+    )) using 0::bigint;
+    execute format(
+        'insert into rollup.%1$I (bucket%2$s, tx) select bucket%2$s, 0
+        from rollup.%3$I where bucket >= $1 and bucket < $2',
+        r.rollup || '_changed', keys, r.rollup || '_1m'
+    ) using "from", "to";
+end
+$$;
+
+comment on function pgpulse.recount_rollup is
+    'Has a range counted again from the source at the next refresh: after a write that triggers do not '
+    'see. What was rolled up of rows that are gone from the source is lost in that range.';
+
+-- Views follow a new version of this file.
+do $do$
+declare
+    r pgpulse.rollups;
+begin
+    for r in select * from pgpulse.rollups where to_regclass(source::text) is not null loop
+        perform pgpulse.make_rollup_view(r);
+    end loop;
+end
+$do$;
 
 create or replace function pgpulse.step(
     "from" timestamptz,
