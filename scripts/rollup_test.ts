@@ -1,6 +1,6 @@
 // Rollups held against a recount: random work, two refreshers at once, a server that is killed.
 
-import { deepStrictEqual, ok, strictEqual } from "node:assert";
+import { deepStrictEqual, match, ok, rejects, strictEqual } from "node:assert";
 import postgres from "npm:postgres@3.4.9";
 import { ready, script, type TestServer, testServer } from "./testing.ts";
 
@@ -273,4 +273,70 @@ Deno.test("partitions made, attached, truncated, purged, dropped; a restore else
     union all
     select attname from pg_attribute where attrelid = 'samples'::regclass and attname = 'tx'`,
   ], []);
+});
+
+Deno.test("a rollup that fails says why and holds up no other; rights", async () => {
+  await using server = await migrated();
+  const { sql } = server;
+  await sql.unsafe(SAMPLES);
+  await sql`create table docs (doc jsonb, at timestamptz)`;
+  await sql`select pgpulse.add_rollup('docs', 'at', measures => array[${"doc->>'cpu' as cpu"}])`;
+  await sql`insert into docs values ('{"cpu": "much"}', '2026-01-05Z')`;
+  await sql`insert into samples (machine, value, at) values ('a', 1, '2026-01-05Z')`;
+
+  const asServer = postgres(server.urlFor("server", "server"), { max: 1 });
+  const asGrafana = postgres(server.urlFor("grafana_readonly", "grafana"), { max: 1 });
+  try {
+    const [docs, samples] = await asServer`select * from pgpulse.refresh_rollups()`;
+    match(docs.fault, /invalid input syntax for type double precision: "much"/);
+    strictEqual(samples.fault, null);
+    const kept = await asGrafana`select fault from pgpulse.rollups where rollup = 'docs'`;
+    match(kept[0].fault, /much/);
+
+    await sql`update docs set doc = '{"cpu": "2"}'`;
+    strictEqual(await refresh(asServer), 1);
+    const [read] = await asGrafana`
+      select d.cpu_avg, s.value_avg, time_bucket('1 day', s.time) as day
+      from rollup.docs d join rollup.samples s using (step, time)
+      where step = '1 day'`;
+    deepStrictEqual(read, { cpu_avg: 2, value_avg: 1, day: new Date("2026-01-05Z") });
+    await rejects(asGrafana`select pgpulse.refresh_rollups()`, /permission denied/);
+    await rejects(asServer`select pgpulse.drop_rollup('docs')`, /permission denied/);
+
+    // A table that was dropped: its rollup fails, and can be dropped too.
+    await sql`drop table docs cascade`;
+    const [gone] = await asServer`select * from pgpulse.refresh_rollups('docs')`;
+    match(gone.fault, /does not exist/);
+    await sql`select pgpulse.drop_rollup('docs')`;
+  } finally {
+    await asServer.end();
+    await asGrafana.end();
+  }
+});
+
+Deno.test("no writer waits for a refresh, and no refresh for a writer", async () => {
+  await using server = await migrated();
+  const { sql } = server;
+  await sql.unsafe(SAMPLES);
+  await sql`insert into samples (machine, value, at) values ('a', 1, '2026-01-05Z')`;
+  await sql.begin(async (refreshing) => {
+    await refreshing`set local lock_timeout = '2s'`;
+    deepStrictEqual([...await refreshing`select fault from pgpulse.refresh_rollups()`], [{
+      fault: null,
+    }]);
+    await sql.begin(async (writer) => {
+      await writer`set local lock_timeout = '1s'`;
+      await writer`insert into samples (machine, value, at) values ('a', 3, '2026-01-05Z')`;
+      await writer`update samples set value = 4 where value = 3`;
+      await writer`delete from samples where value = 1`;
+    });
+    // Nor does a second refresher wait: it finds the first at work and does nothing.
+    deepStrictEqual([...await sql`select * from pgpulse.refresh_rollups()`], []);
+  });
+  await sql.begin(async (writer) => {
+    await writer`update samples set value = 5 where value = 4`;
+    await refresh(sql);
+  });
+  await refresh(sql);
+  deepStrictEqual([...await differences(sql)], []);
 });
