@@ -148,8 +148,8 @@ Deno.test("three writers, two refreshers: a recount finds no difference", async 
         await tx.unsafe(work(chance).replace("truncate", "delete from"));
         await tx`select pg_sleep(${chance() / 30})`;
         await tx.unsafe(work(chance).replace("truncate", "delete from"));
-        // Two writers may well meet in a deadlock.
-      }).catch(({ code }) => strictEqual(code, "40P01"));
+        // Writers may meet in a deadlock, or one moves another's row to the next partition.
+      }).catch((error) => match(error.code, /^(40P01|40001)$/, error.message));
     }
   };
   const refresher = async () => {
