@@ -560,7 +560,8 @@ class Stream {
           );
         }
         const watched = plan.tables.length > 0 && relay.listening;
-        const gap = Math.max(plan.beat_ms, 10 * cost);
+        // Full reads keep their own pace above.
+        const gap = Math.max(plan.beat_ms, 10 * this.#cost.tail);
         const rest = gap - (performance.now() - started);
         if (rest > 0) await pause(rest);
         if (this.hinted || this.stopped || lively > 0) continue;
