@@ -17,13 +17,21 @@ import postgres from "npm:postgres@3.4.9";
 type Value = number | string | null;
 type Type = "float8" | "int" | "text" | "timestamptz";
 
-/** What one table gets. */
+/** What one table gets: rows at each tick, or what changes meanwhile. */
 export interface Table {
-  /** Column names and types; the first is the time, in ms. */
+  /** Column names and types; the first timestamptz is the time, in ms. */
   columns: Record<string, Type>;
   /** The rows of one tick: always the same for the same seed and time. */
-  rows(seed: number, time: number): Value[][];
+  rows?(seed: number, time: number): Value[][];
+  /** The rows that are new or others at `to` than at `from`, as they are at `to`. */
+  changes?(seed: number, from: number, to: number): Value[][];
+  /** What `on conflict` does with such a row: told twice, it does no harm. */
+  conflict?: string;
+  /** A condition that is true of one row of each tick, where there are many. */
+  probe?: string;
 }
+
+type Ticking = Table & Required<Pick<Table, "rows">>;
 
 /** What one word on the command line makes. */
 export interface Source {
@@ -31,7 +39,11 @@ export interface Source {
   /** Default of `--interval`. */
   interval: string;
   /** All are written in one transaction; the first has a row at every tick. */
-  tables: Record<string, Table>;
+  tables(machines: number): Record<string, Table>;
+  /** Default of `--seed`. */
+  seed?: string;
+  /** SQL for the time, in ms, up to which changes are there. */
+  told?: string;
 }
 
 const sensor: Table = {
@@ -43,12 +55,19 @@ export const SOURCES: Record<string, Source> = {
   metrics: {
     help: "one sensor, 0 to 100, into metrics",
     interval: "5s",
-    tables: { metrics: sensor },
+    tables: () => ({ metrics: sensor }),
   },
   live: {
     help: "one sensor, 0 to 100, into live_metrics",
     interval: "1s",
-    tables: { live_metrics: sensor },
+    tables: () => ({ live_metrics: sensor }),
+  },
+  factory: {
+    help: "a plant: machine_metrics, and what its machines do, make and use",
+    interval: "10s",
+    tables: plant,
+    seed: "factory",
+    told: "select (extract(epoch from max(hour)) * 1000)::float8 as told from production",
   },
 };
 
@@ -86,10 +105,552 @@ export function chance(seed: number, n: number): number {
   return ((h ^ (h >>> 15)) >>> 0) / 2 ** 32;
 }
 
+// --- a plant: what a machine does in a day follows from seed, machine and day --------------
+
+const MINUTE = 60_000;
+const HOUR = 3_600_000;
+const DAY = 86_400_000;
+
+/** What stands in an area: five machines of a kind, then five of the next. */
+const AREAS = [
+  // hours in which is worked, and at weekends; best seconds a piece; kW and bar at work
+  { area: "Molding", kind: "Press", week: [0, 24], end: [0, 24], cycle: 24, kw: 45, bar: 120 },
+  { area: "Assembly", kind: "Robot", week: [6, 22], end: [6, 14], cycle: 12, kw: 9, bar: 6 },
+  { area: "Packaging", kind: "Packer", week: [0, 24], end: [8, 20], cycle: 4, kw: 6, bar: 7 },
+  { area: "Painting", kind: "Booth", week: [6, 22], end: [6, 22], cycle: 40, kw: 30, bar: 4 },
+];
+
+type Status = "running" | "idle" | "error" | "maintenance";
+
+/** Why machines stop, how often and for about how many minutes, and with which alarm. */
+const REASONS: [reason: string, weight: number, minutes: number, Status, alarm?: string][] = [
+  ["Material jam", 24, 7, "error", "JAM"],
+  ["Changeover", 20, 20, "idle"],
+  ["Waiting for material", 14, 13, "idle"],
+  ["Tool wear", 11, 25, "error", "VIBRATION_HIGH"],
+  ["Sensor fault", 9, 8, "error", "SENSOR"],
+  ["No operator", 8, 10, "idle"],
+  ["Overheating", 5, 28, "error", "TEMPERATURE_HIGH"],
+  ["Low pressure", 5, 16, "error", "PRESSURE_LOW"],
+  ["Drive fault", 3, 45, "error", "DRIVE"],
+  ["Power dip", 1, 12, "error", "POWER"],
+];
+/** How long its trouble is seen before a machine stops. */
+const FORERUN: Record<string, number> = {
+  "Overheating": 15 * MINUTE,
+  "Tool wear": 40 * MINUTE,
+  "Low pressure": 12 * MINUTE,
+};
+/** Degrees above which an alarm is raised. */
+const LIMIT = 85;
+const WEIGHTS = REASONS.reduce((sum, [, weight]) => sum + weight, 0);
+
+/** A stretch of time in which a machine does one thing. */
+interface Piece {
+  at: number;
+  status: Status;
+  /** Whether it was to produce. */
+  planned: boolean;
+  /** What is about to stop it. */
+  trouble?: string;
+  /** Temperature at its begin, where it tends to, and the time for most of the way. */
+  temp: number;
+  goal: number;
+  tau: number;
+}
+
+interface Event {
+  from: number;
+  to: number;
+  what: "stop" | "maintenance" | "alarm";
+  /** Reason of a stop, kind of a maintenance, code of an alarm. */
+  name: string;
+  severity?: string;
+  text?: string;
+}
+
+/** A day, as one machine goes through it: what it does without a gap, and what happens to it. */
+interface Plan {
+  pieces: Piece[];
+  events: Event[];
+  heated: boolean;
+}
+
+/** What OEE of an hour is made of, in seconds and pieces, and its energy. */
+export interface Hour {
+  planned: number;
+  run: number;
+  total: number;
+  good: number;
+  kwh: number;
+}
+
+const sub = (seed: number, n: number) => chance(seed, n) * 2 ** 32 | 0;
+const cents = (value: number) => Math.round(value * 100) / 100;
+const dayOf = (time: number) => Math.floor(time / DAY);
+const hourOf = (time: number) => Math.floor(time / HOUR);
+
+/** Smooth noise from -1 to 1 that changes within a period. */
+function wave(seed: number, time: number, period: number): number {
+  const at = time / period;
+  const n = Math.floor(at);
+  const x = at - n;
+  const a = chance(seed, n);
+  return 2 * (a + (chance(seed, n + 1) - a) * x * x * (3 - 2 * x)) - 1;
+}
+
+/** One machine; all that it does follows from the seed. Times are ms, and hours and days of UTC. */
+export class Machine {
+  readonly id: string;
+  readonly name: string;
+  readonly kind: typeof AREAS[0];
+  readonly #seed: number;
+  readonly #number: number;
+  /** What it should be warm. */
+  readonly target: number;
+  readonly #mishaps: number;
+  #plans = new Map<number, Plan>();
+  #last: { from: number; to: number; piece: Piece; plan: Plan; i: number } | undefined;
+
+  constructor(seed: number, number: number) {
+    const block = Math.floor(number / 5);
+    this.kind = AREAS[block % AREAS.length];
+    this.id = `M${`${number + 1}`.padStart(2, "0")}`;
+    const before = Math.floor(block / AREAS.length) * 5 + number % 5;
+    this.name = `${this.kind.kind} ${before + 1}`;
+    this.#number = number;
+    this.#seed = sub(seed, number);
+    this.target = 62 + Math.round(6 * chance(this.#seed, 1));
+    this.#mishaps = (130 + 150 * chance(this.#seed, 2)) * MINUTE;
+  }
+
+  /** The plan of a day (days since 1970). */
+  plan(day: number): Plan {
+    let plan = this.#plans.get(day);
+    if (!plan) {
+      if (this.#plans.size > 40) this.#plans.clear();
+      this.#plans.set(day, plan = this.#draw(day));
+    }
+    return plan;
+  }
+
+  /** The same with its temperatures: what was a day before it began is forgotten. */
+  #heated(day: number): Plan {
+    const plan = this.plan(day);
+    if (plan.heated) return plan;
+    plan.heated = true;
+    const before = this.plan(day - 1).pieces;
+    let temp = before[0].goal;
+    for (const [i, piece] of before.entries()) {
+      temp = warmth(temp, piece, (before[i + 1]?.at ?? day * DAY) - piece.at);
+    }
+    for (const [i, piece] of plan.pieces.entries()) {
+      piece.temp = temp;
+      temp = warmth(temp, piece, (plan.pieces[i + 1]?.at ?? (day + 1) * DAY) - piece.at);
+    }
+    // Its alarm waits until the limit is passed, at most until the machine stops.
+    for (const event of plan.events) {
+      if (event.name !== "TEMPERATURE_HIGH") continue;
+      const i = plan.pieces.findIndex(({ at }) => at === event.from);
+      const { at, temp, goal, tau } = plan.pieces[i];
+      const late = Math.max(0, tau * Math.log((goal - temp) / (goal - LIMIT)));
+      event.from = Math.min(plan.pieces[i + 1].at, Math.round((at + late) / 1000) * 1000);
+    }
+    return plan;
+  }
+
+  #draw(day: number): Plan {
+    const [begin, end] = [day * DAY, (day + 1) * DAY];
+    const seed = sub(this.#seed, day);
+    let n = 0;
+    const draw = () => chance(seed, n++);
+    // The first of all days was a Thursday.
+    const weekend = (day % 7 + 10) % 7 > 4;
+    const [first, last] = this.kind[weekend ? "end" : "week"];
+    const plan: Plan = { pieces: [], events: [], heated: false };
+    const piece = (at: number, status: Status, planned: boolean, trouble?: string) => {
+      const [goal, tau] = status === "running"
+        ? trouble === "Overheating" ? [98, 5 * MINUTE] : [this.target, 11 * MINUTE]
+        : planned && status !== "maintenance"
+        ? [45, 30 * MINUTE]
+        : [22, 50 * MINUTE];
+      plan.pieces.push({ at, status, planned, trouble, temp: goal, goal, tau });
+    };
+    if (first > 0) piece(begin, "idle", false);
+    // Each machine is looked after every second week, for two hours, when it would produce.
+    const care = last - first > 6 && (day + 3 * this.#number) % 14 === 2
+      ? begin + (first + 2 + Math.floor(3 * draw())) * HOUR
+      : Infinity;
+    const shifts = care < Infinity
+      ? [[begin + first * HOUR, care], [care + 2 * HOUR, begin + last * HOUR]]
+      : [[begin + first * HOUR, begin + last * HOUR]];
+    for (const [from, to] of shifts) {
+      for (let at = from; at < to;) {
+        const pause = -Math.log(1 - draw()) * this.#mishaps + 4 * MINUTE;
+        const stop = Math.min(to, Math.round((at + pause) / 1000) * 1000);
+        let pick = draw() * WEIGHTS;
+        const why = REASONS.find(([, weight]) => (pick -= weight) < 0)!;
+        const [reason, , minutes, status, alarm] = why;
+        const length = minutes * MINUTE * (0.4 + 0.6 * draw() - 0.8 * Math.log(1 - draw()));
+        const resume = Math.min(to, stop + Math.round(length / 1000) * 1000);
+        piece(at, "running", true);
+        if (stop === to) break;
+        const fore = Math.max(at, stop - (FORERUN[reason] ?? 0));
+        if (fore < stop) {
+          if (fore === at) plan.pieces.pop();
+          piece(fore, "running", true, reason);
+        }
+        piece(stop, status, true);
+        plan.events.push({ from: stop, to: resume, what: "stop", name: reason });
+        if (alarm) {
+          plan.events.push({
+            from: fore,
+            to: resume,
+            what: "alarm",
+            name: alarm,
+            severity: /TEMP|DRIVE/.test(alarm) ? "critical" : "warning",
+            text: `${this.name}: ${reason.toLowerCase()}`,
+          });
+        }
+        // What takes long is a case for the fitters.
+        const fitters = stop + 15 * MINUTE;
+        if (status === "error" && resume > fitters + 10 * MINUTE) {
+          piece(fitters, "maintenance", true);
+          plan.events.push({
+            from: fitters,
+            to: resume,
+            what: "maintenance",
+            name: "corrective",
+            text: reason,
+          });
+        }
+        at = resume;
+      }
+      if (to === care) {
+        piece(care, "maintenance", false);
+        plan.events.push({
+          from: care,
+          to: care + 2 * HOUR,
+          what: "maintenance",
+          name: "preventive",
+          text: "Inspection and lubrication",
+        });
+      }
+    }
+    if (last < 24) piece(begin + last * HOUR, "idle", false);
+    plan.pieces = plan.pieces.filter(({ at }, i, all) => at < end && at !== all[i + 1]?.at);
+    return plan;
+  }
+
+  /** What it does at a time; quick when the times come in order. */
+  #at(time: number): Piece {
+    let last = this.#last;
+    if (last && time >= last.from && time < last.to) return last.piece;
+    const day = dayOf(time);
+    const plan = this.#heated(day);
+    let i = last?.plan === plan && time >= last.from ? last.i : 0;
+    while (plan.pieces[i + 1]?.at <= time) i++;
+    const piece = plan.pieces[i];
+    this.#last = last = {
+      from: piece.at,
+      to: plan.pieces[i + 1]?.at ?? (day + 1) * DAY,
+      piece,
+      plan,
+      i,
+    };
+    return last.piece;
+  }
+
+  status(time: number): Status {
+    return this.#at(time).status;
+  }
+
+  /** Adds the rows of one tick: machine, type, value, time, zone, target. */
+  sample(time: number, rows: Value[][]): void {
+    const { id, target, kind } = this;
+    const piece = this.#at(time);
+    const since = time - piece.at;
+    const running = piece.status === "running";
+    const tick = Math.floor(time / 1000);
+    const seed = this.#seed;
+    const noise = (n: number) => 2 * chance(seed + n, tick) - 1;
+    const drift = wave(seed + 11, time, 9 * HOUR);
+    const temp = warmth(piece.temp, piece, since) + (running ? 1.5 : 0.5) * drift;
+    rows.push([id, "temperature", cents(temp + 0.25 * noise(20)), time, null, target]);
+    for (let zone = 1; zone <= 4; zone++) {
+      // The first zone is cool, the third hot; each has a drift of its own.
+      const off = zone === 1 ? -5 : zone === 2 ? -1 : zone === 3 ? 2.5 : -2;
+      const value = temp + (temp - 22) / 43 * off + wave(seed + 30 + zone, time, 40 * MINUTE) +
+        0.2 * noise(20 + zone);
+      rows.push([id, "multi_zone_temp", cents(value), time, zone, target + off]);
+    }
+    const ramp = running ? Math.min(1, 0.3 + since / 40_000) : 0;
+    const begins = piece.trouble ? Math.min(1, since / FORERUN[piece.trouble]) : 0;
+    const low = piece.trouble === "Low pressure" ? 1 - 0.3 * begins : 1;
+    const load = this.load(hourOf(time));
+    const bar = kind.bar * (running ? low * (0.97 + 0.02 * load) : piece.planned ? 0.8 : 0.1);
+    rows.push([id, "pressure", cents(bar * (1 + 0.006 * noise(25))), time, null, null]);
+    // Bearings and tools wear off until they are looked after.
+    const wear = ((dayOf(time) + 3 * this.#number - 2) % 14 + 14) % 14 / 14;
+    const shake = piece.trouble === "Tool wear" ? 1 + 1.4 * begins : 1;
+    const vibration = running ? (1.6 + 1.1 * wear) * shake * (1 + 0.08 * noise(26)) : 0.05;
+    rows.push([id, "vibration", cents(vibration + 0.02 * noise(27)), time, null, null]);
+    const speed = 60 / kind.cycle * this.pace(hourOf(time)) * ramp * (1 + 0.015 * noise(28));
+    rows.push([id, "speed", cents(speed), time, null, null]);
+    const power = this.power(piece, load) * (1 + 0.05 * noise(29));
+    rows.push([id, "power", cents(power), time, null, null]);
+  }
+
+  /** Part of the best speed that an hour has. */
+  pace(hour: number): number {
+    const base = 0.84 + 0.1 * chance(this.#seed, 3);
+    return Math.min(
+      1,
+      base + 0.05 * wave(this.#seed + 5, hour, 9) + 0.02 * chance(this.#seed, hour),
+    );
+  }
+
+  /** Part of its rated power that it takes at work; now and then a leak costs half as much more. */
+  load(hour: number): number {
+    const day = Math.floor(hour / 24);
+    const leaks = chance(this.#seed + 6, day) < 0.02 && hour % 24 >= 9 && hour % 24 < 13;
+    return (0.7 + 0.12 * chance(this.#seed + 7, hour)) * (leaks ? 1.5 : 1);
+  }
+
+  power({ status, planned }: { status: Status; planned: boolean }, load: number): number {
+    const part = { running: load, idle: planned ? 0.25 : 0.04, error: 0.18, maintenance: 0.1 };
+    return this.kind.kw * part[status];
+  }
+
+  /** What it made and used in an hour (hours since 1970) until a time. */
+  hour(hour: number, until: number): Hour {
+    const [begin, end] = [hour * HOUR, Math.min((hour + 1) * HOUR, until)];
+    const { pieces } = this.plan(Math.floor(hour / 24));
+    const load = this.load(hour);
+    let [planned, run, kwh] = [0, 0, 0];
+    for (const [i, piece] of pieces.entries()) {
+      const next = pieces[i + 1]?.at ?? Infinity;
+      if (next <= begin) continue;
+      if (piece.at >= end) break;
+      const seconds = (Math.min(next, end) - Math.max(piece.at, begin)) / 1000;
+      if (piece.planned) planned += seconds;
+      if (piece.status === "running") run += seconds;
+      kwh += seconds * this.power(piece, load) / 3600;
+    }
+    const total = Math.floor(run / this.kind.cycle * this.pace(hour));
+    const scrap = 0.004 + 0.03 * chance(this.#seed, 4) + 0.02 * chance(this.#seed + 8, hour) ** 4;
+    return { planned, run, total, good: total - Math.floor(total * scrap), kwh };
+  }
+
+  /** OEE, availability, performance and quality of the last full hour that was planned. */
+  oee(time: number): (number | null)[] {
+    for (let hour = hourOf(time) - 1, tries = 0; tries < 100; hour--, tries++) {
+      const { planned, run, total, good } = this.hour(hour, Infinity);
+      if (!planned) continue;
+      const { cycle } = this.kind;
+      return [
+        cents(100 * cycle * good / planned),
+        cents(100 * run / planned),
+        run ? cents(100 * cycle * total / run) : null,
+        total ? cents(100 * good / total) : null,
+      ];
+    }
+    return [null, null, null, null];
+  }
+
+  /** Times from `from`, without it, to `to` at which status or OEE change. */
+  changes(from: number, to: number): number[] {
+    const times: number[] = [];
+    for (let day = dayOf(from); day <= dayOf(to); day++) {
+      const { pieces } = this.plan(day);
+      let before = this.plan(day - 1).pieces.at(-1)!.status;
+      for (const { at, status } of pieces) {
+        if (status !== before) times.push(at);
+        before = status;
+      }
+      for (let hour = day * 24; hour < (day + 1) * 24; hour++) {
+        if (this.hour(hour - 1, Infinity).planned) times.push(hour * HOUR);
+      }
+    }
+    return [...new Set(times)].filter((at) => at > from && at <= to).sort((a, b) => a - b);
+  }
+
+  /** What began or ended from `from`, without it, to `to`. */
+  events(what: Event["what"], from: number, to: number): Event[] {
+    const events: Event[] = [];
+    const news = (at: number) => at > from && at <= to;
+    for (let day = dayOf(from); day <= dayOf(to); day++) {
+      for (const event of this.#heated(day).events) {
+        if (event.what === what && (news(event.from) || news(event.to))) events.push(event);
+      }
+    }
+    return events;
+  }
+}
+
+/** How warm a piece is some ms after its begin. */
+function warmth(begin: number, { goal, tau }: Piece, ms: number): number {
+  return goal + (begin - goal) * Math.exp(-ms / tau);
+}
+
+/** The tables of a plant of so many machines. */
+export function plant(size: number): Record<string, Table> {
+  let made: { seed: number; machines: Machine[] } | undefined;
+  const all = (seed: number) => {
+    if (made?.seed !== seed) {
+      made = { seed, machines: Array.from({ length: size }, (_, i) => new Machine(seed, i)) };
+    }
+    return made.machines;
+  };
+  const events = (what: Event["what"], ...names: ("name" | "severity" | "text")[]) =>
+    ((seed, from, to) =>
+      all(seed).flatMap((machine) =>
+        machine.events(what, from, to).map((event) => [
+          machine.id,
+          event.from,
+          event.to <= to ? event.to : null,
+          ...names.map((name) => event[name]!),
+        ])
+      )) satisfies Table["changes"];
+  // Within a minute the present hour tells nothing new.
+  const hours = (row: (id: string, at: number, made: Hour, cycle: number) => Value[] | undefined) =>
+    ((seed, from, to) => {
+      const rows: Value[][] = [];
+      if (Math.floor(from / MINUTE) === Math.floor(to / MINUTE)) return rows;
+      for (const machine of all(seed)) {
+        for (let hour = hourOf(from); hour * HOUR < to; hour++) {
+          const made = row(machine.id, hour * HOUR, machine.hour(hour, to), machine.kind.cycle);
+          if (made) rows.push(made);
+        }
+      }
+      return rows;
+    }) satisfies Table["changes"];
+  const state = (machine: Machine, time: number) => [
+    machine.id,
+    machine.name,
+    machine.kind.area,
+    machine.status(time),
+    ...machine.oee(time),
+  ];
+  const described = {
+    name: "text",
+    area: "text",
+    status: "text",
+    oee: "float8",
+    availability: "float8",
+    performance: "float8",
+    quality: "float8",
+  } as const;
+  const text = "text";
+  const float8 = "float8";
+  const timestamptz = "timestamptz";
+  return {
+    machine_metrics: {
+      columns: {
+        machine_id: text,
+        metric_type: text,
+        value: float8,
+        timestamp: timestamptz,
+        zone_number: "int",
+        target_value: float8,
+      },
+      probe: "machine_id = 'M01' and metric_type = 'speed'",
+      rows(seed, time) {
+        const rows: Value[][] = [];
+        for (const machine of all(seed)) machine.sample(time, rows);
+        return rows;
+      },
+    },
+    machine_history: {
+      columns: { machine_id: text, ...described, timestamp: timestamptz },
+      conflict: "do nothing",
+      changes: (seed, from, to) =>
+        all(seed).flatMap((machine) =>
+          machine.changes(from, to).map((at) => [...state(machine, at), at])
+        ),
+    },
+    machines: {
+      columns: { id: text, ...described, last_updated: timestamptz },
+      // A trigger writes its history, so each change has its own time; else this is a sign of life.
+      changes: (seed, from, to) =>
+        all(seed).map((machine) => [
+          ...state(machine, to),
+          machine.changes(from, to).at(-1) ?? to,
+        ]),
+      conflict: `(id) do update set (name, area, status, oee, availability, performance, quality,
+          last_updated) = (excluded.name, excluded.area, excluded.status, excluded.oee,
+          excluded.availability, excluded.performance, excluded.quality, excluded.last_updated)
+          where machines.last_updated < excluded.last_updated`,
+    },
+    energy_consumption: {
+      columns: { machine_id: text, hour: timestamptz, energy_kwh: float8 },
+      changes: hours((id, at, { kwh }) => [id, at, Math.round(kwh * 1000) / 1000]),
+      conflict: `(machine_id, hour) do update set energy_kwh = excluded.energy_kwh
+          where energy_consumption.energy_kwh < excluded.energy_kwh`,
+    },
+    production: {
+      columns: {
+        machine_id: text,
+        hour: timestamptz,
+        planned_seconds: float8,
+        run_seconds: float8,
+        ideal_cycle_seconds: float8,
+        total_count: "int",
+        good_count: "int",
+      },
+      changes: hours((
+        id,
+        at,
+        { planned, run, total, good },
+        cycle,
+      ) => planned ? [id, at, planned, run, cycle, total, good] : undefined),
+      conflict: `(machine_id, hour) do update set (planned_seconds, run_seconds, total_count,
+          good_count) = (excluded.planned_seconds, excluded.run_seconds, excluded.total_count,
+          excluded.good_count) where production.planned_seconds < excluded.planned_seconds`,
+    },
+    downtime: {
+      columns: {
+        machine_id: text,
+        started_at: timestamptz,
+        ended_at: timestamptz,
+        reason: text,
+      },
+      changes: events("stop", "name"),
+      conflict: `(machine_id, started_at) do update set ended_at = excluded.ended_at
+          where downtime.ended_at is null and excluded.ended_at is not null`,
+    },
+    maintenance: {
+      columns: {
+        machine_id: text,
+        started_at: timestamptz,
+        ended_at: timestamptz,
+        kind: text,
+        note: text,
+      },
+      changes: events("maintenance", "name", "text"),
+      conflict: `(machine_id, started_at) do update set ended_at = excluded.ended_at
+          where maintenance.ended_at is null and excluded.ended_at is not null`,
+    },
+    alarms: {
+      columns: {
+        machine_id: text,
+        raised_at: timestamptz,
+        cleared_at: timestamptz,
+        code: text,
+        severity: text,
+        message: text,
+      },
+      changes: events("alarm", "name", "severity", "text"),
+      conflict: `(machine_id, code, raised_at) do update set cleared_at = excluded.cleared_at
+          where alarms.cleared_at is null and excluded.cleared_at is not null`,
+    },
+  };
+}
+
 // --- the command line ----------------------------------------------------------------------
 
 const WORDS = Object.entries(SOURCES)
-  .map(([word, { help, interval }]) => `  ${word.padEnd(16)}${help}, every ${interval}`);
+  .map(([word, { help, interval }]) => `  ${word.padEnd(18)}${help}, every ${interval}`);
 
 const HELP = `Makes rows that look like measurements: a live trickle, or years of history.
 
@@ -100,7 +661,8 @@ ${WORDS.join("\n")}
   Default: metrics. Tables come from deno task migrate.
 
 Flags
-  --interval TIME   between two ticks; units ms s m h d, from 1ms (default: see above)
+  --interval TIME   between two ticks; units ms s m h d y, from 1ms (default: see above)
+  --machines N      how many stand in the factory (default: 20)
   --count N         end after N ticks (default: go on until Ctrl-C)
   --seed WORD       same seed and same times, same values (default: one that belongs to the table,
                     so that history and live rows of several runs join without a jump)
@@ -117,13 +679,19 @@ A backfill writes only the ticks that have no row yet, in transactions of about 
 it was stopped, the same line goes on where it ended; run twice, it adds nothing.
 Ctrl-C (or SIGTERM) ends it at any moment; what is not committed then is undone.
 
+The factory's shifts, stops, alarms, maintenance, production and energy follow from seed and time
+too, and OEE from them: they are written beside machine_metrics, each once. Started again after a
+stop it ends what was open and tells what came meanwhile; the samples of that time are a gap, which
+--backfill fills. Hours are those of UTC. With another seed or less machines, begin in empty tables.
+
 Environment
   DATABASE_URL, else DB_HOST DB_PORT DB_NAME DB_USER DB_PASSWORD DB_SSLMODE DB_SSLROOTCERT
 
 Cost
   Live: 60 MB of memory and next to no CPU at 5s, 100 MB and some 10 % of a core at 1ms.
   Backfill: a core of the database and half a core here, some 200,000 rows a second.
-  Disk: metrics grows by 17,280 rows a day at 5s, 2 MB with its indexes.
+  Disk: metrics grows by 17,280 rows a day at 5s, 2 MB with its indexes; a factory of 20 machines
+  by 1.6 million samples a day at 10s, some 250 MB, until they are packed.
 
 Exit status
   0 done, 1 failed, 2 wrong flags, 130 stopped before its end
@@ -133,12 +701,15 @@ Examples
   deno task generate live --interval 100ms
   deno task generate metrics --backfill 30d
   deno task generate metrics --backfill 365d --interval 1m --seed demo
-  deno task generate metrics --backfill 7d --follow`;
+  deno task generate metrics --backfill 7d --follow
+  deno task generate factory --backfill 1d --follow
+  deno task generate factory --machines 100 --backfill 1y --interval 1m`;
 
 /** What the command line asks for. Times are in ms. */
 export interface Job {
   what: string;
   interval: number;
+  machines: number;
   count: number;
   seed?: string;
   backfill: number;
@@ -148,14 +719,14 @@ export interface Job {
 
 class UsageError extends Error {}
 
-/** Reads "250ms", "5s" or "30d" as ms. */
+/** Reads "250ms", "5s", "30d" or "1y" as ms. */
 export function duration(flag: string, text: string): number {
-  const [, number, unit] = /^(\d+)(ms|s|m|h|d)$/.exec(text) ?? [];
-  const ms = Number(number) * { ms: 1, s: 1e3, m: 6e4, h: 36e5, d: 864e5 }[unit]!;
+  const [, number, unit] = /^(\d+)(ms|s|m|h|d|y)$/.exec(text) ?? [];
+  const ms = Number(number) * { ms: 1, s: 1e3, m: 6e4, h: 36e5, d: 864e5, y: 365 * 864e5 }[unit]!;
   if (!(ms >= 1 && ms <= 36_500 * 864e5)) {
     throw new UsageError(
-      `Cannot read --${flag} "${text}": expected a whole number and a unit (ms s m h d), ` +
-        `from 1ms to 36500d, such as 250ms, 5s or 30d`,
+      `Cannot read --${flag} "${text}": expected a whole number and a unit (ms s m h d y), ` +
+        `from 1ms to 100y, such as 250ms, 5s or 30d`,
     );
   }
   return ms;
@@ -171,6 +742,7 @@ export function parse(args: string[]): Job | "help" {
       allowPositionals: true,
       options: {
         interval: flag,
+        machines: flag,
         count: flag,
         seed: flag,
         backfill: flag,
@@ -201,6 +773,15 @@ export function parse(args: string[]): Job | "help" {
   if (values.count !== undefined && !(/^\d+$/.test(values.count) && count > 0)) {
     throw new UsageError(`Cannot read --count "${values.count}": expected a whole number from 1`);
   }
+  const machines = Number(values.machines ?? 20);
+  if (values.machines && what !== "factory") {
+    throw new UsageError(`Cannot use --machines with ${what}: it goes with factory`);
+  }
+  if (!(Number.isInteger(machines) && machines > 0 && machines <= 10_000)) {
+    throw new UsageError(
+      `Cannot read --machines "${values.machines}": expected a whole number from 1 to 10000`,
+    );
+  }
   if (values.seed === "") throw new UsageError(`Cannot use --seed "": expected a number or a word`);
   if (values.follow && !values.backfill) {
     throw new UsageError("Cannot use --follow alone: it goes with --backfill; leave it out");
@@ -223,6 +804,7 @@ export function parse(args: string[]): Job | "help" {
   return {
     what,
     interval,
+    machines,
     count,
     seed: values.seed,
     backfill,
@@ -234,17 +816,27 @@ export function parse(args: string[]): Job | "help" {
 // --- COPY in binary ------------------------------------------------------------------------
 
 const utf8 = new TextEncoder();
+/** Bytes of texts that were written before: most come again and again. */
+const texts = new Map<string, Uint8Array>();
+/** Bytes of a text at most. */
+const LONGEST = 60_000;
 
 /** Writes one value of each type; returns its bytes. */
 const put: Record<Type, (view: DataView, at: number, value: never) => number> = {
   float8: (view, at, value: number) => (view.setFloat64(at, value), 8),
   int: (view, at, value: number) => (view.setInt32(at, value), 4),
   text(view, at, value: string) {
-    const { read, written } = utf8.encodeInto(value, new Uint8Array(view.buffer, at));
-    if (read < value.length) {
-      throw new RangeError(`Cannot copy a text of ${value.length} characters`);
+    let bytes = texts.get(value);
+    if (!bytes) {
+      bytes = utf8.encode(value);
+      if (bytes.length > LONGEST) {
+        throw new RangeError(`Cannot copy a text of ${value.length} characters`);
+      }
+      if (texts.size === 10_000) texts.clear();
+      texts.set(value, bytes);
     }
-    return written;
+    for (let i = 0; i < bytes.length; i++) view.setUint8(at + i, bytes[i]);
+    return bytes.length;
   },
   // Microseconds since 2000, as two halves: quicker than a BigInt, and exact up to year 2255.
   timestamptz(view, at, value: number) {
@@ -288,6 +880,8 @@ export function* binary(types: Type[], rows: Iterable<Value[]>): Generator<Uint8
 
 /** A transaction of a backfill: what a stop undoes and a lost connection repeats. */
 const CHUNK = { ms: 2000, rows: 500_000, first: 50_000 };
+/** Age from which on a backfill packs what it writes, where storage does so a week after. */
+const PACKED = 8 * DAY;
 /** Rows of one INSERT at most, when live rows are behind. */
 const BATCH = 5000;
 
@@ -315,6 +909,10 @@ const CLIENT = {
   connection: { application_name: "pgpulse generate" },
 };
 
+/** The columns of times: the first is that of a tick. */
+const timeOf = (columns: Table["columns"]) =>
+  Object.keys(columns).filter((name) => columns[name] === "timestamptz");
+
 /** Ticks from `first` to `last`; tick n is at n times the interval. */
 interface Ticks {
   first: number;
@@ -329,18 +927,25 @@ export class Run {
   endless: boolean;
   readonly #job: Job;
   readonly #stop: AbortSignal;
+  readonly #source: Source;
   readonly #tables: [name: string, table: Table][];
+  /** Those with rows at each tick. */
+  readonly #ticking: [name: string, table: Ticking][];
   readonly #id = crypto.randomUUID();
   #sql = connect(CLIENT);
   #seed = 0;
   /** Rows made that are not committed, and the newest tick. */
   #made = { rows: 0, tick: 0 };
+  /** Up to when changes are written. */
+  #told = 0;
 
   constructor(job: Job, stop: AbortSignal) {
     this.#job = job;
     this.#stop = stop;
     this.endless = job.count === Infinity && !job.backfill;
-    this.#tables = Object.entries(SOURCES[job.what].tables);
+    this.#source = SOURCES[job.what];
+    this.#tables = Object.entries(this.#source.tables(job.machines));
+    this.#ticking = this.#tables.filter(([, { rows }]) => rows) as [string, Ticking][];
   }
 
   /** Writes until all is done; throws when the signal comes. */
@@ -349,7 +954,7 @@ export class Run {
     const [[table]] = this.#tables;
     // Before the first tick, so that a wrong password is not found an hour later.
     const [{ oid }] = await this.#insist((sql) => sql`select ${quote(table)}::text::regclass::oid`);
-    const word = seed ?? `${oid}`;
+    const word = seed ?? this.#source.seed ?? `${oid}`;
     this.#seed = [...`${what} ${word}`].reduce(
       (h, letter) => chance(h, letter.codePointAt(0)!) * 2 ** 32 | 0,
       0,
@@ -361,6 +966,15 @@ export class Run {
       await this.#backfill(next - Math.floor(backfill / interval), next);
       if (!follow) return;
     }
+    // What was open when it was stopped is ended, and what came meanwhile is told.
+    const past = (next - 1) * interval;
+    await this.#insist(async (sql) => {
+      const { told } = this.#source;
+      if (!told) return;
+      const [row] = await sql.unsafe<{ told: number | null }[]>(told);
+      await this.#tell(sql, Math.min(row.told ?? past, past) - DAY, past);
+    });
+    this.#told = past;
     // Restarted within an interval, it finds the row of this tick.
     const due = await this.#insist((sql) => this.#gaps(sql, { first: next, last: next }));
     await this.#live(due.length ? next : next + 1);
@@ -375,7 +989,7 @@ export class Run {
   summary(ms: number): string {
     const { rows, first, last, there } = this.written;
     const time = (tick: number) => new Date(tick * this.#job.interval).toISOString();
-    const into = this.#tables.map(([name]) => name).join(", ");
+    const into = this.#ticking.map(([name]) => name).join(", ");
     const skipped = there ? `; ${number(there)} ticks had rows already` : "";
     if (!rows) return `Wrote nothing into ${into}${skipped}`;
     const rate = `${number(rows / ms * 1000)} rows/s`;
@@ -413,51 +1027,87 @@ export class Run {
 
   /** Inserts some ticks by one statement: once, even when the answer to a first try was lost. */
   async #insert(ticks: Ticks): Promise<void> {
-    const rows = Object.fromEntries(this.#tables.map(([name, table]) => {
-      const columns = Object.entries(table.columns);
-      const json = (type: Type, value: Value) =>
-        type === "timestamptz" && value !== null ? new Date(value).toISOString() : value;
-      return [
-        name,
-        Array.from(
-          this.#rows(table, [ticks]),
-          (row) => Object.fromEntries(columns.map(([name, type], i) => [name, json(type, row[i])])),
-        ),
-      ];
-    }));
-    const inserts = this.#tables.map(([name, { columns }], i) => {
-      const [table, names] = [quote(name), Object.keys(columns).map(quote)];
-      return `t${i} as (
-          insert into ${table} (${names}) select ${names}
-          from jsonb_populate_recordset(null::${table}, $1::jsonb -> '${name}')
-      )`;
-    });
+    const to = ticks.last * this.#job.interval;
+    const rows = this.#tables.map(([, table]) =>
+      table.rows
+        ? Array.from(this.#rows(table as Ticking, [ticks]))
+        : table.changes!(this.#seed, this.#told, to)
+    );
     const [[first, { columns }]] = this.#tables;
-    const [time, ...others] = Object.keys(columns).map(quote);
+    const { inserts, json } = this.#inserts(this.#tables, rows);
     await this.#insist(async (sql, again) => {
       if (again) {
         // Waits for the end of the first try, then looks whether its last row is there.
         await sql`select pg_advisory_xact_lock(hashtextextended(${this.#id}, 0))`;
-        const of = (row: string) => `(${others.map((name) => `${row}.${name}`)})`;
+        const names = Object.keys(columns).map(quote);
+        const [time] = timeOf(columns).map(quote);
+        const of = (row: string) => `(${names.map((name) => `${row}.${name}`)})`;
         const found = await sql.unsafe(
           `select from ${quote(first)} as t, jsonb_populate_record(null::${quote(first)}, $1) as r
           where t.${time} = r.${time} and ${of("t")} is not distinct from ${of("r")} limit 1`,
-          [sql.json(rows[first].at(-1)!)],
+          [sql.json(json[first].at(-1)!)],
         );
         if (found.length) return;
       }
       await sql.unsafe(
         `with ${inserts} select pg_advisory_xact_lock(hashtextextended($2, 0))`,
-        [sql.json(rows), this.#id],
+        [sql.json(json), this.#id],
         { prepare: true },
       );
     });
+    this.#told = to;
+  }
+
+  /** Common table expressions that insert the rows of each table, and what they read: $1. */
+  #inserts(tables: [name: string, table: Table][], rows: Value[][][]) {
+    const json = Object.fromEntries(tables.map(([name, { columns }], i) => {
+      const types = Object.entries(columns);
+      return [
+        name,
+        rows[i].map((row) =>
+          Object.fromEntries(types.map(([column, type], i) => {
+            const value = row[i];
+            const text = type === "timestamptz" && value !== null;
+            return [column, text ? new Date(value).toISOString() : value];
+          }))
+        ),
+      ];
+    }));
+    const inserts = tables.map(([name, { columns, conflict }], i) => {
+      const [table, names] = [quote(name), Object.keys(columns).map(quote)];
+      return `t${i} as (
+          insert into ${table} (${names}) select ${names}
+          from jsonb_populate_recordset(null::${table}, $1::jsonb -> '${name}')
+          ${conflict ? `on conflict ${conflict}` : ""}
+      )`;
+    });
+    return { inserts: inserts.join(), json };
+  }
+
+  /** Writes what changed from `from` to `to`, a month at a time; told twice, it does no harm. */
+  async #tell(sql: postgres.Sql | postgres.TransactionSql, from: number, to: number) {
+    for (let at = from; at < to; at += 30 * DAY) {
+      for (const [name, table] of this.#tables) {
+        const rows = table.changes?.(this.#seed, at, Math.min(at + 30 * DAY, to)) ?? [];
+        for (let i = 0; i < rows.length; i += BATCH) {
+          this.#stop.throwIfAborted();
+          const { inserts, json } = this.#inserts([[name, table]], [rows.slice(i, i + BATCH)]);
+          await sql.unsafe(`with ${inserts} select`, [sql.json(json)], { prepare: true });
+        }
+      }
+    }
   }
 
   /** Fills the ticks from `from` up to `to`, without it, that have no row yet; oldest first. */
   async #backfill(from: number, to: number): Promise<void> {
+    const { interval } = this.#job;
     let step = this.#ticksFor(CHUNK.first);
     this.#made.tick = from;
+    const stored = await this.#insist((sql) =>
+      Promise.all(this.#ticking.map(([name]) => storage(sql, name)))
+    );
+    // What upkeep would pack next is packed at once, in whole days.
+    const recent = stored.some(({ packs }) => packs) ? dayOf(Date.now() - PACKED) * DAY : -Infinity;
     const key = `generate ${this.#job.what}`;
     const bar = progress(() => ({
       done: (this.#made.tick - from) / (to - from),
@@ -466,7 +1116,10 @@ export class Run {
     try {
       for (let at = from; at < to;) {
         const began = performance.now();
-        const all = { first: at, last: Math.min(at + step, to) - 1 };
+        const old = at * interval < recent;
+        const days = Math.max(dayOf((at + step) * interval), dayOf(at * interval) + 1);
+        const next = old ? Math.ceil(Math.min(days * DAY, recent) / interval) : at + step;
+        const all = { first: at, last: Math.min(next, to) - 1 };
         let copied: Ticks[] = [];
         await this.#insist((sql) =>
           sql.begin(async (tx) => {
@@ -476,24 +1129,37 @@ export class Run {
             // None at a second try: the first was committed, only the answer was lost.
             if (!gaps.length) return;
             this.#made = { rows: 0, tick: at };
-            for (const [name, table] of this.#tables) {
-              const into = `${quote(name)} (${Object.keys(table.columns).map(quote)})`;
+            await this.#tell(tx, (all.first - 1) * interval, all.last * interval);
+            for (const [i, [name, table]] of this.#ticking.entries()) {
+              const pack = old && stored[i].packs;
+              const rows = pack ? "pg_temp.pgpulse_new" : stored[i].rows;
+              if (pack) {
+                await tx.unsafe(
+                  `create temp table pgpulse_new (like ${quote(name)}) on commit drop`,
+                );
+              }
+              const into = `${rows} (${Object.keys(table.columns).map(quote)})`;
               await pipeline(
                 binary(Object.values(table.columns), this.#rows(table, gaps)),
                 await tx.unsafe(`copy ${into} from stdin (format binary)`).writable(),
                 { signal: this.#stop },
               );
+              if (pack) {
+                await tx.unsafe(`select pgpulse.pack_from('${quote(name)}', '${rows}');
+                  drop table pgpulse_new`);
+              }
             }
             copied = gaps;
           })
         );
         this.#committed(copied);
+        const ticks = all.last - all.first + 1;
         this.written.there += copied.reduce(
           (there, { first, last }) => there - (last - first + 1),
-          all.last - all.first + 1,
+          ticks,
         );
         this.#made.tick = at = all.last + 1;
-        const fitting = step * CHUNK.ms / (performance.now() - began);
+        const fitting = ticks * CHUNK.ms / (performance.now() - began);
         step = Math.ceil(Math.min(fitting, this.#ticksFor(CHUNK.rows)));
       }
     } finally {
@@ -507,8 +1173,8 @@ export class Run {
     { first, last }: Ticks,
   ): Promise<Ticks[]> {
     const { interval } = this.#job;
-    const [name, { columns }] = this.#tables[0];
-    const time = sql(Object.keys(columns)[0]);
+    const [name, { columns, probe = "true" }] = this.#tables[0];
+    const time = sql(timeOf(columns)[0]);
     const [before, begin, end] = [first - 1, first, last + 1]
       .map((tick) => new Date(tick * interval));
     return await sql<Ticks[]>`
@@ -521,7 +1187,7 @@ export class Run {
               select ${before}::timestamptz as tick
               union
               select date_bin(step, ${time}, timestamptz 'epoch') from ${sql(name)}
-              where ${time} >= ${begin} and ${time} < ${end}
+              where ${time} >= ${begin} and ${time} < ${end} and ${sql.unsafe(probe)}
           ) as taken
       ) as pairs
       where next - tick > step
@@ -530,7 +1196,7 @@ export class Run {
   }
 
   /** The rows of some ticks of one table. */
-  *#rows(table: Table, ranges: Ticks[]): Generator<Value[]> {
+  *#rows(table: Ticking, ranges: Ticks[]): Generator<Value[]> {
     for (const { first, last } of ranges) {
       for (let tick = first; tick <= last; tick++) {
         this.#made.tick = tick;
@@ -544,7 +1210,7 @@ export class Run {
 
   /** How many ticks make about so many rows. */
   #ticksFor(rows: number): number {
-    const tick = this.#tables.flatMap(([, table]) => table.rows(this.#seed, Date.now()));
+    const tick = this.#ticking.flatMap(([, table]) => table.rows(this.#seed, Date.now()));
     return Math.ceil(rows / tick.length);
   }
 
@@ -590,6 +1256,20 @@ export class Run {
       }
     }
   }
+}
+
+/** Where to COPY to, as partitions are quicker than the view before them; whether they pack. */
+async function storage(sql: postgres.Sql, name: string) {
+  const [{ packs, parts }] = await sql`
+    select to_regproc('pgpulse.pack_from') is not null as packs,
+        to_regproc('pgpulse.rows_of') is not null as parts
+  `;
+  if (!parts) return { rows: quote(name), packs: false };
+  const [{ rows, stored }] = await sql`
+    select pgpulse.rows_of(t)::text as rows, pgpulse.rows_of(t) <> t as stored
+    from (select ${quote(name)}::text::regclass as t) as source
+  `;
+  return { rows, packs: packs && stored };
 }
 
 /** Shows how far it is: a bar on a terminal, elsewhere a line every five seconds. */

@@ -1,7 +1,18 @@
 import { deepStrictEqual, match, ok, rejects, strictEqual, throws } from "node:assert";
 import type postgres from "npm:postgres@3.4.9";
-import { binary, duration, type Job, level, parse, Run, SOURCES, walk } from "./generate.ts";
-import { ROOT, testServer, until } from "./testing.ts";
+import {
+  binary,
+  duration,
+  type Job,
+  level,
+  Machine,
+  parse,
+  plant,
+  Run,
+  SOURCES,
+  walk,
+} from "./generate.ts";
+import { ROOT, script, testServer, until } from "./testing.ts";
 
 /** The permissions that the head of the script names. */
 const ALLOW = ["--no-prompt", "--allow-env=PG*,DATABASE_URL,DB_*", "--allow-net", "--allow-read"];
@@ -121,13 +132,17 @@ function losing(port: number, word: string, times: number) {
 }
 
 Deno.test("durations have a unit and a least value", () => {
-  deepStrictEqual(["1ms", "5s", "2m", "3h", "30d"].map((text) => duration("interval", text)), [
-    1,
-    5000,
-    120_000,
-    10_800_000,
-    2_592_000_000,
-  ]);
+  deepStrictEqual(
+    ["1ms", "5s", "2m", "3h", "30d", "2y"].map((text) => duration("interval", text)),
+    [
+      1,
+      5000,
+      120_000,
+      10_800_000,
+      2_592_000_000,
+      63_072_000_000,
+    ],
+  );
   for (const text of ["0", "0s", "5", "s", "-5s", "1.5s", "5 s", "soon", "", "99999d"]) {
     throws(() => duration("interval", text), { message: /^Cannot read --interval ".*": expected/ });
   }
@@ -148,6 +163,12 @@ Deno.test("bad flags say what is wrong and what is expected", () => {
     ["--seed=", /^Cannot use --seed ""/],
     ["--follow", /^Cannot use --follow alone/],
     ["--backfill 1d --count 5", /^Cannot use --count with --backfill/],
+    ["--machines 5", /^Cannot use --machines with metrics: it goes with factory$/],
+    [
+      "factory --machines 0",
+      /^Cannot read --machines "0": expected a whole number from 1 to 10000/,
+    ],
+    ["factory --machines many", /^Cannot read --machines "many"/],
     ["--wait", /^Cannot read --wait: expected a value/],
     ["--wait 1m", /^Cannot read --wait "1m": expected seconds/],
     ["--frob", /^Cannot read the command line: Unknown option '--frob'$/],
@@ -169,6 +190,76 @@ Deno.test("values depend on seed and time only, stay in bounds and move gently",
   ok(Math.max(...steps) < 10, "a second does not jump");
   const same = times.filter((time, i) => level(8, time) === values[i]);
   ok(same.length < times.length / 20, "another seed, another curve");
+});
+
+Deno.test("a machine's days follow from seed and time, without a gap", () => {
+  const monday = Date.UTC(2026, 10, 16) / 864e5;
+  const machines = Array.from({ length: 20 }, (_, i) => new Machine(7, i));
+  strictEqual(new Set(machines.map(({ id }) => id)).size, 20);
+  strictEqual(new Set(machines.map(({ name }) => name)).size, 20);
+  let [planned, run, stops, hot] = [0, 0, 0, 0];
+  for (const [i, machine] of machines.entries()) {
+    const days = Array.from({ length: 28 }, (_, n) => monday + n);
+    const again = new Machine(7, i);
+    for (const day of days.toReversed()) again.plan(day);
+    for (const day of days) {
+      const { pieces, events } = machine.plan(day);
+      strictEqual(pieces[0].at, day * 864e5);
+      ok(pieces.every(({ at }, i) => at < (pieces[i + 1]?.at ?? (day + 1) * 864e5)));
+      ok(
+        pieces.every(({ status, planned }) => planned || ["idle", "maintenance"].includes(status)),
+      );
+      ok(events.every(({ from, to }) => from < to && to <= (day + 1) * 864e5));
+      deepStrictEqual(again.plan(day).pieces.map(({ at }) => at), pieces.map(({ at }) => at));
+      for (let hour = day * 24; hour < day * 24 + 24; hour++) {
+        const whole = machine.hour(hour, Infinity);
+        planned += whole.planned;
+        run += whole.run;
+        ok(whole.run <= whole.planned && whole.planned <= 3600 && whole.kwh > 0);
+        ok(whole.good <= whole.total && whole.total * machine.kind.cycle <= whole.run);
+        const half = machine.hour(hour, hour * 36e5 + 18e5);
+        ok(half.run <= whole.run && half.total <= whole.total && half.good <= whole.good);
+      }
+    }
+    const from = monday * 864e5;
+    const to = from + 28 * 864e5;
+    stops += machine.events("stop", from, to).length;
+    for (const { from: at, name } of machine.events("alarm", from, to)) {
+      if (name !== "TEMPERATURE_HIGH") continue;
+      const rows: [string, string, number][] = [];
+      machine.sample(at, rows as never);
+      if (machine.status(at) !== "running") continue;
+      hot++;
+      ok(rows[0][2] > 80 && rows[0][2] < 90, `${machine.id} is raised at ${rows[0][2]}`);
+    }
+  }
+  ok(run / planned > 0.7 && run / planned < 0.95, `${run / planned} of the time was run`);
+  ok(stops / 20 / 28 > 2 && stops / 20 / 28 < 15, `${stops} stops`);
+  ok(hot > 20, `${hot} times too hot`);
+});
+
+Deno.test("samples are the same in any order, and look like their machine", () => {
+  const { rows } = plant(20).machine_metrics;
+  const times = Array.from({ length: 3000 }, (_, i) => Date.UTC(2026, 10, 16) + i * 60_000);
+  const made = times.map((time) => rows!(7, time));
+  const backwards = plant(20).machine_metrics.rows!;
+  deepStrictEqual(times.toReversed().map((time) => backwards(7, time)).toReversed(), made);
+  ok(made.every((tick) => tick.length === 20 * 9));
+  const all = made.flat() as [string, string, number, number, number | null, number | null][];
+  ok(all.every(([, , value]) => Math.abs(value * 100 - Math.round(value * 100)) < 1e-6));
+  const of = (type: string, zone: number | null = null) =>
+    all.filter((row) => row[1] === type && row[4] === zone).map((row) => row[2]);
+  const mean = (values: number[]) => values.reduce((sum, value) => sum + value, 0) / values.length;
+  ok(Math.max(...of("temperature")) > 86 && Math.min(...of("temperature")) > 15);
+  const zones = [1, 2, 3, 4].map((zone) => mean(of("multi_zone_temp", zone)));
+  ok(zones[0] < zones[3] && zones[3] < zones[1] && zones[1] < zones[2], `${zones}`);
+  for (const type of ["pressure", "vibration", "speed", "power"]) {
+    const values = of(type);
+    ok(Math.max(...values) > 2 * Math.abs(Math.min(...values)), type);
+  }
+  // Between two samples of a minute nothing that has mass leaps.
+  const one = all.filter(([id, type]) => id === "M01" && type === "temperature");
+  ok(one.every(([, , value], i) => Math.abs(value - (one[i + 1] ?? one[i])[2]) < 10));
 });
 
 Deno.test("--help is the manual, and wrong flags exit with 2", async () => {
@@ -334,7 +425,7 @@ Deno.test("generate writes rows", async (t) => {
     SOURCES.test = {
       help: "",
       interval: "1s",
-      tables: {
+      tables: () => ({
         many: {
           columns: { at: "timestamptz", who: "text", n: "int" },
           rows: (_, time) => [[time, `a'"b`, 1], [time, null, 2]],
@@ -343,7 +434,7 @@ Deno.test("generate writes rows", async (t) => {
           columns: { at: "timestamptz", v: "float8" },
           rows: (seed, time) => time % 1000 ? [] : [[time, level(seed, time)]],
         },
-      },
+      }),
     };
     try {
       const job = { what: "test", interval: 100, count: 20, follow: true, backfill: 30_000 };
@@ -469,5 +560,193 @@ Deno.test("generate outlives a database that is killed", async (t) => {
     strictEqual(stdout, "Wrote nothing into metrics\n");
     match(stderr, /^Cannot use "127.0.0.1:\d+": nothing listens there; .*\n$/);
     await server.start();
+  });
+});
+
+Deno.test("generate factory writes a plant that holds together", async (t) => {
+  await using server = await testServer();
+  const { sql } = server;
+  const migrated = await script("migrate.ts", [], {
+    DATABASE_URL: server.url,
+    DB_PASSWORD: "server",
+    GRAFANA_DB_PASSWORD: "grafana",
+  });
+  strictEqual(migrated.code, 0, migrated.stderr);
+  const url = server.urlFor("server", "server");
+  const { now } = Date;
+  /** Runs it as if it were another time; the database knows nothing of that. */
+  const at = async (time: number, job: Partial<Job>) => {
+    const shift = time - now();
+    Date.now = () => now() + shift;
+    try {
+      return await within(url, { what: "factory", machines: 7, interval: 60_000, ...job });
+    } finally {
+      Date.now = now;
+    }
+  };
+  const once = async () => {
+    const [{ rows, points }] = await sql`
+      select count(*)::int as rows,
+          count(distinct (machine_id, metric_type, zone_number, "timestamp"))::int as points
+      from machine_metrics
+    `;
+    strictEqual(points, rows);
+    return rows;
+  };
+  const morning = Math.floor(now() / 864e5) * 864e5 - 4 * 864e5 + 10 * 36e5;
+  const told = ["machine_history", "production", "energy_consumption", "downtime", "alarms"];
+  const all = () =>
+    Promise.all(
+      [...told, "maintenance", "machines"].map(async (table) => {
+        const json = sql`to_jsonb(t) - array['id', 'timestamp', 'last_updated', 'tx']`;
+        return [...await sql`select ${json} as row from ${sql(table)} t order by 1`];
+      }),
+    );
+  const open = async () => {
+    const [{ n }] = await sql`
+      select ((select count(*) from downtime where ended_at is null)
+          + (select count(*) from alarms where cleared_at is null))::int as n
+    `;
+    return n;
+  };
+
+  await t.step("--backfill, and again: nothing new", async () => {
+    const run = await at(morning, { backfill: 2 * 864e5 });
+    strictEqual(run.written.rows, 2880 * 7 * 9);
+    strictEqual(await once(), 2880 * 7 * 9);
+    const before = await all();
+    ok(before.every((rows) => rows.length > 0));
+    strictEqual((await at(morning, { backfill: 2 * 864e5 })).written.rows, 0);
+    deepStrictEqual(await all(), before);
+  });
+
+  await t.step("production follows from the states, OEE from production", async () => {
+    const [{ hours, off }] = await sql`
+      select count(*)::int as hours, max(abs(p.run_seconds - coalesce(s.seconds, 0))) as off
+      from production p
+      left join lateral (
+          select sum(extract(epoch from ended_at - started_at))::float8 as seconds
+          from pgpulse.machine_state_at(p.hour, p.hour + interval '1 hour', array[p.machine_id])
+          where status = 'running'
+      ) s on true
+      where p.hour > ${new Date(morning - 2 * 864e5)} and p.hour < ${new Date(morning - 36e5)}
+    `;
+    ok(hours > 200, `${hours} hours`);
+    ok(off < 0.001, `${off} s`);
+    const [{ changes, wrong }] = await sql`
+      select count(*)::int as changes, count(*) filter (
+          where abs(h.oee - o.availability * o.performance * o.quality / 1e4) > 0.01
+              or abs(h.availability - o.availability) > 0.01
+              or abs(h.oee - o.oee) > 0.01
+      )::int as wrong
+      from machine_history h
+      join machine_oee_hourly o
+          on o.machine_id = h.machine_id and o.hour = h."timestamp" - interval '1 hour'
+          and o.run_seconds > 0
+    `;
+    ok(changes > 200 && wrong === 0, `${wrong} of ${changes} changes have another OEE`);
+    const [{ present }] = await sql`
+      select count(*)::int as present
+      from machines m
+      join lateral (
+          select * from machine_history h where h.machine_id = m.id order by h."timestamp" desc limit 1
+      ) h on h.status = m.status and h.oee is not distinct from m.oee
+    `;
+    strictEqual(present, 7);
+  });
+
+  await t.step("states are contiguous; stops, alarms and energy go with them", async () => {
+    const [from, to] = [new Date(morning - 864e5), new Date(morning - 6e5)];
+    const spent = await sql`
+      select machine_id, sum(seconds) as seconds
+      from pgpulse.machine_time_in_state(${from}, ${to}) group by 1
+    `;
+    deepStrictEqual(spent.map(({ seconds }) => seconds), Array(7).fill((+to - +from) / 1000));
+    const [{ stops, wrong }] = await sql`
+      select count(*)::int as stops, count(*) filter (where s.status = 'running')::int as wrong
+      from downtime d
+      cross join lateral pgpulse.machine_state_at(
+          d.started_at, d.ended_at, array[d.machine_id]
+      ) s
+      where d.started_at > ${from} and d.ended_at < ${to}
+    `;
+    ok(stops > 10 && wrong === 0, `${wrong} of ${stops} stops run`);
+    const [{ off }] = await sql`
+      select max(abs(power.avg_value / e.energy_kwh - 1)) as off
+      from energy_consumption e
+      join machine_metrics_hourly power
+          on power.machine_id = e.machine_id and power.hour = e.hour
+          and power.metric_type = 'power' and power.point_count = 60
+      where e.hour between ${from} and ${to} and e.energy_kwh > 2
+    `;
+    ok(off < 0.3, `energy and power differ by ${off}`);
+  });
+
+  await t.step("stopped and started again, live: what was open ends, each once", async () => {
+    const [{ stop }] = await sql`
+      select extract(epoch from started_at)::float8 * 1000 as stop
+      from downtime
+      where ended_at - started_at > interval '25 minutes'
+      order by started_at desc
+      limit 1
+    `;
+    await sql`truncate machine_states, ${sql(told)}, maintenance`;
+    await sql`delete from machine_metrics`;
+    const job = { interval: 1000, count: 1 };
+    await at(stop + 10 * 6e4, job);
+    strictEqual(await once(), 7 * 9);
+    ok(await open() > 0);
+    await at(stop + 10 * 6e4, job);
+    strictEqual(await once(), 2 * 7 * 9, "a second start waits for the next tick");
+    await at(stop + 8 * 36e5, job);
+    const [{ left }] = await sql`
+      select count(*)::int as left from downtime
+      where ended_at is null and started_at < ${new Date(stop + 36e5)}
+    `;
+    strictEqual(left, 0);
+    strictEqual(await once(), 3 * 7 * 9);
+    // The same time, told at once, tells the same.
+    const since = new Date(stop - 36e5);
+    const day = () =>
+      sql`
+        select machine_id, reason, started_at, ended_at, null::float8 as run_seconds
+        from downtime where started_at > ${since}
+        union all
+        select machine_id, null, hour, null, run_seconds from production where hour > ${since}
+        union all
+        select machine_id, status, "timestamp", null, oee from machine_history
+        where "timestamp" > ${since} and status is not null
+        order by 1, 2, 3
+      `;
+    const live = [...await day()];
+    await sql`truncate machine_states, ${sql(told)}, maintenance`;
+    await at(stop + 8 * 36e5, job);
+    const again = [...await day()];
+    ok(again.length > 50);
+    // Only the first sight of each machine is a line of history of its own.
+    const known = new Set(live.map((row) => JSON.stringify(row)));
+    ok(again.every((row) => known.has(JSON.stringify(row))));
+    ok(live.length - again.length <= 14, `${live.length} and ${again.length} rows`);
+  });
+
+  await t.step("SIGTERM in a backfill, and again: each once", async () => {
+    await sql`truncate machine_states, ${sql(told)}, maintenance`;
+    await sql`delete from machine_metrics`;
+    const args = ["factory", "--machines", "2", "--backfill", "20d", "--interval", "2m"];
+    const { child, end } = start(url, ...args);
+    await until(
+      "rows are there",
+      async () => (await sql`select from machine_metrics limit 1`).length,
+    );
+    child.kill("SIGTERM");
+    const { code, stderr } = await end;
+    strictEqual(code, 130, stderr);
+    const { stdout } = await generate(url, ...args);
+    match(stdout, / ticks had rows already\n$/);
+    ok(await once() >= 20 * 720 * 18);
+    const [{ days }] = await sql`
+      select count(distinct hour)::float8 / 24 as days from energy_consumption
+    `;
+    ok(days > 19.9 && days < 20.1, `energy of ${days} days`);
   });
 });
