@@ -2,8 +2,8 @@
  * Shows PostgreSQL live in Grafana: pushes each stream of schema `live` to Grafana Live.
  *
  *     deno run --no-prompt --allow-net --allow-read --allow-write=.pgpulse --allow-sys=hostname \
- *         "--allow-env=DATABASE_URL,LISTEN_DATABASE_URL,DB_*,PG*,GRAFANA_*,GF_*,RELAY_PORT" \
- *         scripts/notify-relay.ts
+ *      "--allow-env=DATABASE_URL,LISTEN_DATABASE_URL,DB_*,PG*,GRAFANA_*,GF_*,INFLUX_*,RELAY_PORT" \
+ *      scripts/notify-relay.ts
  *
  * Needs: a database that scripts/migrate.ts has prepared, as role `server`; GRAFANA_URL.
  * Costs: 60 MB of memory; under 1 % of a core when nothing moves. Each stream is read at most a
@@ -12,10 +12,12 @@
  * How it works. Every push is a whole window, always of the same number of rows, so that each
  * frame replaces the picture: a panel is full when it opens, and whatever was lost heals with the
  * next frame. NOTIFY only says that something changed; the truth is read from the view.
+ * With INFLUX_URL it also sends the rows of chosen tables on, each at least once: see Sinks.
  */
 import { Buffer } from "node:buffer";
 import { parseArgs } from "node:util";
 import { dirname } from "node:path";
+import { gzipSync } from "node:zlib";
 import postgres from "npm:postgres@3.4.9";
 import { type Context, Hono } from "npm:hono@4.13.19";
 import { streamSSE } from "npm:hono@4.13.19/streaming";
@@ -25,7 +27,8 @@ import uplotJs from "npm:uplot@1.6.32/dist/uPlot.iife.min.js" with { type: "text
 const HELP = `notify-relay: shows PostgreSQL live in Grafana
 
 Pushes every stream of schema live (see pgpulse.add_stream) to Grafana Live, and serves the same
-streams to other programs.
+streams to other programs. With INFLUX_URL it also sends every row of chosen tables (see
+pgpulse.add_sink; without any, machine_metrics), at least once, to InfluxDB or VictoriaMetrics.
 
 Usage: notify-relay.ts [flags]
        notify-relay.ts --panel STREAM [--type gauge]
@@ -45,6 +48,11 @@ Environment:
   GRAFANA_TOKEN    service account token (role Editor), one for each address, with commas; also
                    GRAFANA_API_KEY. Without it the relay signs in once with GF_SECURITY_ADMIN_USER
                    and GF_SECURITY_ADMIN_PASSWORD and makes itself a service account
+  INFLUX_URL       http://host:8086 (InfluxDB 1 to 3) or http://host:8428 (VictoriaMetrics); none:
+                   sends no rows. Positions are kept in the database: one INFLUX_URL at a time
+  INFLUX_BUCKET    bucket or database there (default: pgpulse)
+  INFLUX_TOKEN     token that may write, with INFLUX_ORG for InfluxDB 2; without one the relay writes
+                   as to InfluxDB 1, with INFLUX_USER and INFLUX_PASSWORD where they are set
 
 Serves: /                one page that shows every stream
         /streams         list; as text/event-stream: every stream
@@ -52,14 +60,16 @@ Serves: /                one page that shows every stream
         /healthz         200 while it works; says what it cannot reach
         /metrics         for Prometheus
 
-Costs: about 60 MB of memory, under 1 % of a core when nothing moves, at most 6 connections; in
-Grafana about 1.25 % of a core for each push of 300 rows a second.
+Costs: about 60 MB of memory, under 1 % of a core when nothing moves, at most 6 connections, 2 more
+with INFLUX_URL; in Grafana about 1.25 % of a core for each push of 300 rows a second. A million rows
+to InfluxDB cost the relay 5 s of a core and the database 4.
 
 Examples:
   DATABASE_URL=postgres://server:secret@db/testdb GRAFANA_URL=http://localhost:3000 \\
       GRAFANA_TOKEN=glsa_... deno task relay
   deno task relay --panel metrics
   curl -N http://localhost:8090/streams/metrics
+  INFLUX_URL=http://localhost:8086 deno task relay
 `;
 
 /** Rows of a Grafana message must stay below this; Grafana itself refuses 500 * 1024 bytes. */
@@ -82,6 +92,11 @@ const OVERLAP_MS = 2_000;
 const SLOW_MS = 250;
 const PULSE_MS = 1_200;
 const LEASE_S = 3.5;
+/** Rows, and characters, of one message to InfluxDB. */
+const SINK_ROWS = 10_000;
+const SINK_SIZE = 5_000_000;
+/** A batch is offered to InfluxDB for so long, then its transaction is given up and begun anew. */
+const SINK_PATIENCE_MS = 60_000;
 
 // --- copied helper: connect (house_test.ts holds the copies equal) ---
 /**
@@ -443,12 +458,16 @@ function withTimeout<T>(work: PromiseLike<T>, ms: number): Promise<T> {
   });
 }
 
-const READER = {
-  // No query waits on a connection behind a slow one while another is free.
-  max_pipeline: 0,
+const CLIENT = {
   // Whoever asks again has waited already.
   backoff: () => 0.1,
   connection: { application_name: "pgpulse relay" },
+};
+
+const READER = {
+  // No query waits on a connection behind a slow one while another is free.
+  max_pipeline: 0,
+  ...CLIENT,
 };
 
 const pause = (ms: number) => new Promise<void>((resolve) => setTimeout(resolve, ms));
@@ -994,6 +1013,355 @@ async function writeTokens(file: string, tokens: Record<string, string>): Promis
   await Deno.rename(`${file}.new`, file);
 }
 
+// --- sinks ------------------------------------------------------------------------------------------
+
+/** An InfluxDB, or what speaks like one. */
+export interface Influx {
+  /** Its address, without secrets. */
+  url: string;
+  /** Where lines are posted. */
+  write: string;
+  /** Where version 1 makes a database. */
+  create?: string;
+  authorization?: string;
+}
+
+/** The InfluxDB of INFLUX_URL; a token means the API of versions 2 and 3, none that of version 1. */
+export function influx(env: (name: string) => string | undefined): Influx | undefined {
+  const text = env("INFLUX_URL");
+  if (!text) return undefined;
+  const url = URL.parse(text);
+  if (!url || !/^https?:$/.test(url.protocol)) {
+    throw new Error(
+      `Cannot read INFLUX_URL: "${text.replace(/\/\/[^@/]*@/, "//***@")}" is not an address like ` +
+        "http://localhost:8086",
+    );
+  }
+  const base = url.origin + url.pathname.replace(/\/+$/, "");
+  const bucket = env("INFLUX_BUCKET") || "pgpulse";
+  const token = env("INFLUX_TOKEN");
+  if (token) {
+    const query = new URLSearchParams({ org: env("INFLUX_ORG") ?? "", bucket });
+    return { url: base, write: `${base}/api/v2/write?${query}`, authorization: `Token ${token}` };
+  }
+  const user = decodeURIComponent(url.username) || env("INFLUX_USER");
+  const password = decodeURIComponent(url.password) || env("INFLUX_PASSWORD") || "";
+  const name = bucket.replace(/["\\]/g, "\\$&");
+  return {
+    url: base,
+    write: `${base}/write?${new URLSearchParams({ db: bucket })}`,
+    create: `${base}/query?${new URLSearchParams({ q: `create database "${name}"` })}`,
+    authorization: user ? `Basic ${encodeBase64(`${user}:${password}`)}` : undefined,
+  };
+}
+
+/** How many lines a refusal speaks of, where the server took all the others; else undefined. */
+export function refusedLines(answer: string): number | undefined {
+  if (!/partial write/i.test(answer)) return undefined;
+  const dropped = [...answer.matchAll(/dropped=(\d+)/g)].reduce((sum, [, n]) => sum + Number(n), 0);
+  const named = answer.match(/unable to parse|"original_line"/g)?.length ?? 0;
+  return Math.max(1, dropped + named);
+}
+
+/** What became of the rows of a piece. */
+interface Tally {
+  sent: number;
+  skipped: number;
+  refused: number;
+  refusal: string | null;
+}
+
+/** A table that is sent, as /healthz shows it. */
+interface SinkState {
+  /** Rows that waited when it was looked at last, and when none waited for longer than that. */
+  waiting: number;
+  caughtUp: number;
+  sent: number;
+  skipped: number;
+  refused: number;
+  refusal: string | null;
+}
+
+/**
+ * Sends rows of tables on, each at least once. What is sent stands in the database, in pieces:
+ * planned, read, posted in batches, and acknowledged when the server has taken the last of them.
+ * Whatever breaks off in between is sent again: the same line twice is the same point.
+ */
+export class Sinks {
+  readonly states = new Map<string, SinkState>();
+  #sql = Sinks.#connect();
+  #me = crypto.randomUUID();
+  #leadUntil = 0;
+  /** Lines that the server, or a proxy before it, takes at once. */
+  #most = SINK_ROWS;
+  /** Reasons of refusals that were said, by sink. */
+  #said = new Map<string, Set<string>>();
+  #signal = new Signal();
+
+  constructor(readonly influx: Influx, readonly relay: Relay) {}
+
+  /** For the pieces, and for the lease; the driver's transactions need its pipeline. */
+  static #connect(): postgres.Sql {
+    return connect({ max: 2, ...CLIENT });
+  }
+
+  leading(): boolean {
+    return performance.now() < this.#leadUntil && !this.relay.stopped;
+  }
+
+  async run(): Promise<void> {
+    const lease = this.#keepLease();
+    let begun = false;
+    let failures = 0;
+    while (!this.relay.stopped) {
+      const started = performance.now();
+      let more = false;
+      try {
+        if (this.leading()) {
+          if (!begun) await this.#begin();
+          begun = true;
+          for (const name of await this.#list()) more = await this.#sendPiece(name) || more;
+          failures = 0;
+        }
+      } catch (error) {
+        if (!(error instanceof Unavailable)) {
+          this.relay.databaseFailed(error, undefined, "sinks");
+          failures++;
+        }
+      }
+      if (more) continue;
+      const rest = Math.min(30_000, 10 * (performance.now() - started), 1000 * 2 ** failures);
+      await this.#signal.wait(Math.max(1000, rest));
+    }
+    await lease;
+  }
+
+  stop(): void {
+    this.#signal.fire();
+  }
+
+  end(): Promise<void> {
+    return this.#sql.end({ timeout: 0.5 });
+  }
+
+  /** Two that send do no harm, but no good either. */
+  async #keepLease(): Promise<void> {
+    const hold = (seconds: number) =>
+      this.#sql`select pgpulse.hold_lease('sink', ${this.#me}, ${seconds})`.values();
+    let standby = false;
+    while (!this.relay.stopped) {
+      const started = performance.now();
+      try {
+        const [[held]] = await withTimeout(hold(LEASE_S), 5_000);
+        if (held && !this.leading()) this.#signal.fire();
+        this.#leadUntil = held ? started + LEASE_S * 1000 : 0;
+        if (!held && !standby) console.log("Another relay sends the sinks: this one stands by");
+        standby = !held;
+        this.relay.works("lease of the sinks");
+      } catch (error) {
+        if (error instanceof TimedOut) {
+          const old = this.#sql;
+          this.#sql = Sinks.#connect();
+          old.end({ timeout: 0 }).catch(() => {});
+        }
+        const code = error instanceof TimedOut ? { code: "CONNECT_TIMEOUT" } : error;
+        this.relay.databaseFailed(code, undefined, "lease of the sinks");
+      }
+      await pause(PULSE_MS);
+    }
+    if (performance.now() < this.#leadUntil) await hold(0).catch(() => {});
+  }
+
+  async #begin(): Promise<void> {
+    const [[added]] = await this.#sql`select pgpulse.first_sink()`.values();
+    if (added) console.log(`There was no sink: added that of "${added}" (see pgpulse.add_sink)`);
+  }
+
+  async #list(): Promise<string[]> {
+    const rows = await this.#sql<(Omit<SinkState, "waiting" | "caughtUp"> & { sink: string })[]>`
+      select sink, rows_sent::float8 as sent, rows_skipped::float8 as skipped,
+        rows_refused::float8 as refused, refusal
+      from pgpulse.sinks
+      order by 1`;
+    this.relay.works("sinks");
+    for (const { sink, ...state } of rows) {
+      const { waiting = 0, caughtUp = performance.now() } = this.states.get(sink) ?? {};
+      this.states.set(sink, { waiting, caughtUp, ...state });
+    }
+    const names = rows.map(({ sink }) => sink);
+    for (const name of this.states.keys()) if (!names.includes(name)) this.states.delete(name);
+    return names;
+  }
+
+  /** Sends one piece; whether there may be more. */
+  async #sendPiece(name: string): Promise<boolean> {
+    const { troubles } = this.relay;
+    const started = performance.now();
+    try {
+      const [plan] = await this.#sql<{ piece: string; waiting: number; restarted: boolean }[]>`
+        select piece, waiting::float8, restarted from pgpulse.plan_sink(${name})`;
+      const state = this.states.get(name)!;
+      state.waiting = plan?.waiting ?? 0;
+      if (plan?.restarted) {
+        console.error(
+          `Sink "${name}" is sent from the beginning: the database was restored into another ` +
+            "cluster, where its position means nothing; repeats do no harm",
+        );
+      }
+      const tally = plan && await this.#sendRows(name, plan.piece);
+      troubles.over(`sink ${name}`, `Sink "${name}" is sent again`);
+      if (tally) {
+        await this.#sql`
+          select pgpulse.ack_sink(${name}, ${plan.piece}, ${tally.sent}, ${tally.skipped},
+            ${tally.refused}, ${tally.refusal})`;
+        for (const what of ["sent", "skipped", "refused"] as const) {
+          state[what] += tally[what];
+          state.waiting = Math.max(0, state.waiting - tally[what]);
+        }
+      }
+      if (state.waiting === 0) state.caughtUp = started;
+      return Boolean(plan);
+    } catch (error) {
+      const { code = "", message, severity } = error as Record<string, string>;
+      if (!severity || /^(08|28|3D|53|57P|58)|^42P01|^42883|^3F000/.test(code)) throw error;
+      troubles.say(
+        `sink ${name}`,
+        `Cannot read sink "${name}": ${message}; look at its table and expressions in pgpulse.sinks`,
+      );
+      return false;
+    }
+  }
+
+  /** Posts the rows of a piece while the next ones are read; nothing where it is no longer open. */
+  #sendRows(name: string, piece: string): Promise<Tally | undefined> {
+    return this.#sql.begin("read only", async (sql) => {
+      const [[cursor]] = await sql`select pgpulse.read_sink(${name}, ${piece})`.values();
+      if (!cursor) return undefined;
+      const fetch = () => {
+        const rows = sql.unsafe(`fetch ${SINK_ROWS} from ${cursor}`).values().execute();
+        rows.catch(() => {});
+        return rows;
+      };
+      const tally: Tally = { sent: 0, skipped: 0, refused: 0, refusal: null };
+      let posting = Promise.resolve();
+      for (let next = fetch(), rows; (rows = await next).length;) {
+        next = fetch();
+        const lines = rows.flatMap(([line]) => line ?? []) as string[];
+        tally.skipped += rows.length - lines.length;
+        await posting;
+        posting = this.#post(name, lines, tally);
+        posting.catch(() => {});
+      }
+      await posting;
+      return tally;
+    }) as Promise<Tally | undefined>;
+  }
+
+  /** Posts lines until the server has taken or refused each of them. */
+  async #post(name: string, lines: string[], tally: Tally): Promise<void> {
+    const half = lines.length >> 1;
+    const split = async () => {
+      await this.#post(name, lines.slice(0, half), tally);
+      await this.#post(name, lines.slice(half), tally);
+    };
+    if (!lines.length) return;
+    const body = lines.join("\n");
+    if (half && (lines.length > this.#most || body.length > SINK_SIZE)) return await split();
+    const failure = await this.#offer(new Uint8Array(gzipSync(body, { level: 1 })));
+    if (!failure) {
+      tally.sent += lines.length;
+      return;
+    }
+    if (failure.status === 413) this.#most = Math.max(1, half);
+    const refused = half ? refusedLines(failure.text) : 1;
+    if (failure.status === 413 && half || !refused) return await split();
+    const count = Math.min(refused, lines.length);
+    tally.sent += lines.length - count;
+    tally.refused += count;
+    tally.refusal = `Status ${failure.status}: ${failure.text.trim().slice(0, 500)}`;
+    this.#sayRefusal(name, count, lines, tally.refusal);
+  }
+
+  /** Each reason once, and not more than five: they may quote the line. */
+  #sayRefusal(name: string, count: number, lines: string[], refusal: string): void {
+    const said = this.#said.get(name) ?? new Set();
+    this.#said.set(name, said);
+    const reason = refusal.replace(/dropped=\d+/g, "");
+    if (said.has(reason) || said.size >= 5) return;
+    said.add(reason);
+    console.error(
+      `"${this.influx.url}" refuses ${count} of ${lines.length} rows of sink "${name}", which go on ` +
+        `without: ${refusal}${lines.length === 1 ? ` Line: ${lines[0].slice(0, 200)}` : ""}` +
+        (said.size === 5 ? "; further ones are only counted, in pgpulse.sinks" : ""),
+    );
+  }
+
+  /** Offers a batch until it is taken, or refused for what is in it; throws Unavailable in the end. */
+  async #offer(body: Uint8Array<ArrayBuffer>): Promise<Refused | undefined> {
+    const { influx, relay: { troubles } } = this;
+    const key = `influx ${influx.url}`;
+    const end = performance.now() + SINK_PATIENCE_MS;
+    for (let failures = 0;; failures++) {
+      let failure: Refused | undefined;
+      let cause: string;
+      try {
+        failure = await this.#call(influx.write, body);
+        if (!failure) troubles.over(key, `"${influx.url}" takes rows again`);
+        if (!failure || [400, 413, 422].includes(failure.status)) return failure;
+        // Version 1 makes its databases by a query; tried once an outage.
+        const lacks = failure.status === 404 && influx.create &&
+          /database not found/i.test(failure.text);
+        if (lacks && failures === 0 && !await this.#call(influx.create!)) {
+          console.log(`Made the database that INFLUX_BUCKET names in "${influx.url}"`);
+          continue;
+        }
+        const advice: Record<string, string> = {
+          401: "correct INFLUX_TOKEN, or INFLUX_USER and INFLUX_PASSWORD",
+          403: "it may not write there; give its token or user that right",
+          404: "make the bucket there, or correct INFLUX_BUCKET, INFLUX_ORG or INFLUX_URL",
+        };
+        const text = failure.text.trim().slice(0, 200);
+        cause = `status ${failure.status}: ${
+          [text, advice[failure.status]].filter(Boolean).join("; ")
+        }`;
+      } catch (error) {
+        cause = `it cannot be reached (${reason(error)}); is it running?`;
+      }
+      troubles.say(
+        key,
+        `Cannot send rows to "${influx.url}", which wait in the database: ${cause}`,
+      );
+      const rest = Number(failure?.retryAfter) * 1000 || Math.min(250 * 2 ** failures, 30_000);
+      if (!this.leading() || performance.now() + rest > end) {
+        await this.#signal.wait(this.leading() ? Math.min(rest, 30_000) : 0);
+        throw new Unavailable();
+      }
+      await this.#signal.wait(rest * (0.75 + Math.random() / 2));
+    }
+  }
+
+  /** Posts; gives what was answered where that is no success. */
+  async #call(url: string, body?: Uint8Array<ArrayBuffer>): Promise<Refused | undefined> {
+    const { authorization } = this.influx;
+    const response = await fetch(url, {
+      method: "POST",
+      body,
+      headers: {
+        ...authorization && { authorization },
+        ...body && { "content-encoding": "gzip", "content-type": "text/plain; charset=utf-8" },
+      },
+      redirect: "manual",
+      signal: AbortSignal.timeout(30_000),
+    });
+    const text = await response.text();
+    if (response.ok) return undefined;
+    return new Refused(response.status, text, response.headers.get("retry-after"));
+  }
+}
+
+/** The server takes nothing at present. */
+class Unavailable extends Error {}
+
 // --- the relay ------------------------------------------------------------------------------------
 
 /** Streams, Grafanas, and what they share: the database, the lead, the hints. */
@@ -1001,6 +1369,7 @@ export class Relay {
   readonly troubles = new Troubles();
   readonly streams = new Map<string, Stream>();
   readonly grafanas: Grafana[] = [];
+  sinks?: Sinks;
   readonly #watchers = new Set<Signal>();
   readonly #me = crypto.randomUUID();
   stopped = false;
@@ -1264,6 +1633,7 @@ export class Relay {
       this.#keepPulse(),
       this.#keepStreams(),
       ...this.grafanas.map((grafana) => grafana.run()),
+      this.sinks?.run(),
     ]);
     await Promise.race([this.#done, this.#halt.promise]);
   }
@@ -1280,9 +1650,11 @@ export class Relay {
     this.#reload.fire();
     this.changed();
     this.#pulse.fire();
+    this.sinks?.stop();
     await Promise.race([this.#done, pause(1_000)]);
     const all = [this.sql, this.#own, this.#listener];
-    await Promise.all(all.map((sql) => sql?.end({ timeout: 0.5 }))).catch(() => {});
+    await Promise.all([...all.map((sql) => sql?.end({ timeout: 0.5 })), this.sinks?.end()])
+      .catch(() => {});
   }
 }
 
@@ -1429,6 +1801,7 @@ export function serve(relay: Relay): Hono {
       leading: relay.leading(),
       listening: relay.listening,
       streams: relay.streams.size,
+      sinks: relay.sinks && sinkReport(relay.sinks),
       troubles: relay.troubles.list(),
     };
     return c.json(body, works ? 200 : 503);
@@ -1458,6 +1831,16 @@ export function serve(relay: Relay): Hono {
   });
   app.get("/streams/", (c) => c.redirect("/streams"));
   return app;
+}
+
+/** What is sent on, and what waits: how many rows (it counts to 100,001), and for how long. */
+function sinkReport(sinks: Sinks) {
+  const tables = [...sinks.states].map(([sink, { caughtUp, ...state }]) => ({
+    sink,
+    ...state,
+    behind_s: Math.round((performance.now() - caughtUp) / 1000),
+  }));
+  return { url: sinks.influx.url, leading: sinks.leading(), tables };
 }
 
 /** Server-sent events of some channels: each whole first, then what is new or has changed. */
@@ -1558,6 +1941,15 @@ function metrics(relay: Relay): string {
       )
     ),
   );
+  const { leading = false, tables = [] } = relay.sinks ? sinkReport(relay.sinks) : {};
+  const sink = (value: (s: typeof tables[0]) => number) =>
+    tables.map((s) => [`{${label("sink", s.sink)}}`, value(s)] as [string, number]);
+  metric("sink_leading", "gauge", "1 while this relay sends the sinks.", [["", Number(leading)]]);
+  metric("sink_behind_seconds", "gauge", "Since when rows wait.", sink((s) => s.behind_s));
+  metric("sink_waiting", "gauge", "Rows that wait, counted to 100,001.", sink((s) => s.waiting));
+  metric("sink_rows_total", "counter", "Rows that were taken.", sink((s) => s.sent));
+  metric("sink_skipped_total", "counter", "Rows without fields.", sink((s) => s.skipped));
+  metric("sink_refused_total", "counter", "Rows that were refused.", sink((s) => s.refused));
   return out.join("\n") + "\n";
 }
 
@@ -1631,6 +2023,8 @@ async function main(args: string[]): Promise<number> {
   for (const { url, signIn } of targets((name) => Deno.env.get(name))) {
     relay.grafanas.push(new Grafana(url, signIn, budget, values.state, relay));
   }
+  const target = influx((name) => Deno.env.get(name));
+  if (target) relay.sinks = new Sinks(target, relay);
   let server;
   try {
     server = Deno.serve({ port, hostname: values.listen, onListen: () => {} }, serve(relay).fetch);
@@ -1644,6 +2038,7 @@ async function main(args: string[]): Promise<number> {
   const to = relay.grafanas.map(({ url }) => url).join(" and ") ||
     "no Grafana (GRAFANA_URL is not set)";
   console.log(`Serves streams at http://${hostname}:${taken}/, pushes to ${to}`);
+  if (target) console.log(`Sends rows to "${target.url}"`);
   const stop = () => relay.stop();
   Deno.addSignalListener("SIGINT", stop);
   if (Deno.build.os !== "windows") Deno.addSignalListener("SIGTERM", stop);
