@@ -1,4 +1,4 @@
-// Rollups held against a recount: random work, two refreshers at once, a server that is killed.
+// Rollups held against a recount: random work, refreshers at once, pieces, kills, retention.
 
 import { deepStrictEqual, match, ok, rejects, strictEqual } from "node:assert";
 import postgres from "npm:postgres@3.4.9";
@@ -14,8 +14,8 @@ function random(seed: number): () => number {
   };
 }
 
-async function migrated(settings: string[] = []): Promise<TestServer> {
-  const server = await testServer({ settings });
+async function migrated(): Promise<TestServer> {
+  const server = await testServer();
   const { code, stderr } = await script("migrate.ts", [], {
     DATABASE_URL: server.url,
     DB_PASSWORD: "server",
@@ -25,8 +25,10 @@ async function migrated(settings: string[] = []): Promise<TestServer> {
   return server;
 }
 
-/** Three monthly partitions and a default one, rolled up. */
+/** Three monthly partitions and a default one, rolled up; without what was there before. */
 const SAMPLES = `
+  select pgpulse.drop_rollup(rollup) from pgpulse.rollups where rollup = 'samples';
+  drop table if exists samples;
   create table samples (
       id bigserial,
       machine text not null,
@@ -106,237 +108,420 @@ function work(chance: () => number): string {
   return "truncate samples_rest";
 }
 
-const refresh = async (sql: postgres.ISql) => {
-  const rows = await sql`select * from pgpulse.refresh_rollups()`;
-  deepStrictEqual(rows.map(({ fault }) => fault).filter(Boolean), []);
-  return rows.reduce((sum, { added }) => sum + Number(added), 0);
+/** Refreshes in pieces until no more is left; returns the rows of each piece. */
+const pieces = async (sql: postgres.ISql, most: number): Promise<number[]> => {
+  const sizes: number[] = [];
+  for (let more = true; more;) {
+    const rows = await sql`select * from pgpulse.refresh_rollups('samples', ${most})`;
+    deepStrictEqual(rows.map(({ fault }) => fault).filter(Boolean), []);
+    sizes.push(...rows.map(({ added }) => Number(added)));
+    more = rows.some((row) => row.more);
+  }
+  return sizes;
 };
 
-Deno.test("10,000 random writes leave what a recount gives", async () => {
-  await using server = await migrated();
-  const { sql } = server;
-  await sql.unsafe(SAMPLES);
-  const chance = random(4);
-  let rows = 0;
-  for (let i = 0; i < 1200; i++) {
-    const undone = chance() < 0.05;
-    // Some statements roll back, and some come several in a transaction.
-    await sql.begin(async (tx) => {
-      do await tx.unsafe(work(chance)); while (chance() < 0.1);
-      if (undone) throw "undo";
-    }).catch((error) => {
-      if (error !== "undo") throw error;
-    });
-    if (i % 60 === 0) {
-      rows += await refresh(sql);
-      deepStrictEqual([...await differences(sql)], [], `after ${i} statements`);
-    }
-  }
-  ok(rows > 10_000, `${rows} rows`);
-});
+const refresh = async (sql: postgres.ISql, most = 2_000_000) =>
+  (await pieces(sql, most)).reduce((sum, n) => sum + n, 0);
 
-Deno.test("three writers, two refreshers: a recount finds no difference", async () => {
+Deno.test("rollups", async (t) => {
   await using server = await migrated();
-  const { sql } = server;
-  await sql.unsafe(SAMPLES);
-  let done = false;
-  let refreshed = 0;
-  const chance = random(7);
-  const writer = async () => {
-    while (!done) {
+
+  await t.step("10,000 random writes leave what a recount gives", async () => {
+    const { sql } = server;
+    await sql.unsafe(SAMPLES).simple();
+    const chance = random(4);
+    let rows = 0;
+    for (let i = 0; i < 1200; i++) {
+      const undone = chance() < 0.05;
+      // Some statements roll back, and some come several in a transaction.
       await sql.begin(async (tx) => {
-        await tx.unsafe(work(chance).replace("truncate", "delete from"));
-        await tx`select pg_sleep(${chance() / 30})`;
-        await tx.unsafe(work(chance).replace("truncate", "delete from"));
-        // Writers may meet in a deadlock, or one moves another's row to the next partition.
-      }).catch((error) => match(error.code, /^(40P01|40001)$/, error.message));
+        do await tx.unsafe(work(chance)); while (chance() < 0.1);
+        if (undone) throw "undo";
+      }).catch((error) => {
+        if (error !== "undo") throw error;
+      });
+      if (i % 60 === 0) {
+        rows += await refresh(sql, i % 120 ? 300 : undefined);
+        deepStrictEqual([...await differences(sql)], [], `after ${i} statements`);
+      }
     }
-  };
-  const refresher = async () => {
-    const own = postgres(server.url, { max: 1 });
-    while (!done) refreshed += await refresh(own);
-    await own.end();
-  };
-  const all = [writer(), writer(), writer(), refresher(), refresher()];
-  await new Promise((wait) => setTimeout(wait, 5000));
-  done = true;
-  await Promise.all(all);
-  ok(refreshed > 0);
-  await refresh(sql);
-  deepStrictEqual([...await differences(sql)], []);
-});
+    ok(rows > 10_000, `${rows} rows`);
+  });
 
-Deno.test("kill -9 in the midst of a refresh loses nothing and counts nothing twice", async () => {
-  await using server = await migrated();
-  for (const pause of [20, 100, 250]) {
-    const sql = postgres(server.url, { max: 1 });
-    if (pause === 20) await sql.unsafe(SAMPLES);
-    await sql`insert into samples (machine, value, at)
-      select 'm' || i % 9, i / 8.0, '2026-01-30Z'::timestamptz + i * interval '7 seconds'
-      from generate_series(1, 60000) i`;
-    await sql`delete from samples where id % 50 = 0`;
-    const [{ pid }] = await sql`select pg_backend_pid() as pid`;
-    const end = sql`select * from pgpulse.refresh_rollups()`.then(() => "done", () => "killed");
-    await new Promise((wait) => setTimeout(wait, pause));
-    // PostgreSQL restarts all its sessions when one is killed, as after a crash.
-    Deno.kill(pid, "SIGKILL");
-    strictEqual(await end, "killed");
-    await ready(server.url);
-    await sql.end({ timeout: 1 });
-    const again = postgres(server.url, { max: 1 });
-    await refresh(again);
-    deepStrictEqual([...await differences(again)], []);
-    await again.end();
-  }
-});
-
-Deno.test("inserts show in the view at once, before any refresh", async () => {
-  await using server = await migrated();
-  const { sql } = server;
-  await sql.unsafe(SAMPLES);
-  const chance = random(5);
-  for (let i = 0; i < 30; i++) {
-    await sql.unsafe(`insert into samples (machine, zone, value, at)
-      select 'm' || i % 3, nullif(i % 4, 0), i / 8.0,
-          '2026-01-31Z'::timestamptz + i * interval '${1 + Math.floor(chance() * 90)} seconds'
-      from generate_series(1, 100) i`);
+  await t.step("three writers, two refreshers: a recount finds no difference", async () => {
+    const { sql } = server;
+    await sql.unsafe(SAMPLES).simple();
+    let done = false;
+    let refreshed = 0;
+    const chance = random(7);
+    const writer = async () => {
+      while (!done) {
+        await sql.begin(async (tx) => {
+          await tx.unsafe(work(chance).replace("truncate", "delete from"));
+          await tx`select pg_sleep(${chance() / 30})`;
+          await tx.unsafe(work(chance).replace("truncate", "delete from"));
+          // Writers may meet in a deadlock, or one moves another's row to the next partition.
+        }).catch((error) => match(error.code, /^(40P01|40001)$/, error.message));
+      }
+    };
+    const refresher = async (most?: number) => {
+      const own = postgres(server.url, { max: 1 });
+      while (!done) refreshed += await refresh(own, most);
+      await own.end();
+    };
+    const all = [writer(), writer(), writer(), refresher(), refresher(60)];
+    await new Promise((wait) => setTimeout(wait, 5000));
+    done = true;
+    await Promise.all(all);
+    ok(refreshed > 0);
+    await refresh(sql);
     deepStrictEqual([...await differences(sql)], []);
-    if (i % 7 === 0) await sql`select pgpulse.refresh_rollups()`;
-  }
-});
-
-Deno.test("partitions made, attached, truncated, purged, dropped; a restore elsewhere", async () => {
-  await using server = await migrated();
-  const { sql } = server;
-  const run = (text: string) => sql.unsafe(text).simple();
-  /** Sums of the days of a machine in the view, after a refresh. */
-  const days = async (machine: string) => {
-    await refresh(sql);
-    const rows = await sql`select value_sum from rollup.samples
-      where step = '1 day' and machine = ${machine} order by time, value_sum`;
-    return rows.map(({ value_sum }) => value_sum);
-  };
-  await run(SAMPLES);
-  await run(`insert into samples (machine, value, at) values
-    ('a', 1, '2026-01-05 10:00:00Z'), ('a', 3, '2026-01-05 10:00:30Z')`);
-  deepStrictEqual(await days("a"), [4]);
-
-  await run(`create table samples_2026_03 partition of samples
-    for values from ('2026-03-01Z') to ('2026-04-01Z')`);
-  await run(`create table attached (id bigint not null default 0, machine text not null, zone int,
-    value float8, at timestamptz not null, tx bigint)`);
-  await run(`insert into attached values
-    (1, 'b', null, 5, '2026-04-05Z', null), (1, 'b', null, 7, '2026-04-05Z', 12)`);
-  await run(`alter table samples attach partition attached
-    for values from ('2026-04-01Z') to ('2026-05-01Z')`);
-  // The first refresh finds the new partition, the second counts what is in it.
-  await refresh(sql);
-  deepStrictEqual(await days("b"), [12]);
-  await run(
-    "delete from attached where value = 5; insert into attached values (2, 'b', 1, 9, '2026-04-05Z')",
-  );
-  deepStrictEqual(await days("b"), [7, 9]);
-
-  // Retention and DROP keep what was rolled up; a late row is added to it.
-  await sql.begin(async (tx) => {
-    await tx`set local pgpulse.keep_rollups = on`;
-    await tx`delete from samples_2026_01`;
   });
-  await run("drop table attached");
-  deepStrictEqual(await days("a"), [4]);
-  deepStrictEqual(await days("b"), [7, 9]);
-  await run("insert into samples (machine, value, at) values ('a', 4, '2026-01-05 10:00:40Z')");
-  deepStrictEqual(await days("a"), [8]);
-  // Unless somebody asks for a recount.
-  await run("select pgpulse.recount_rollup('samples', '2026-01-01Z', '2026-02-01Z')");
-  deepStrictEqual(await days("a"), [4]);
-  await run("truncate samples_2026_01");
-  deepStrictEqual(await days("a"), []);
 
-  // A dump restored elsewhere: transaction numbers mean nothing, some lie in the future.
-  await run(
-    `insert into samples (machine, value, at) values ('c', 1, '2026-02-05Z'), ('c', 2, '2026-02-06Z')`,
+  await t.step(
+    "a refresh that is ended midway loses nothing and counts nothing twice",
+    async () => {
+      for (const [i, pause] of [20, 100, 250, 60, 150].entries()) {
+        const sql = postgres(server.url, { max: 1 });
+        if (i === 0) await sql.unsafe(SAMPLES).simple();
+        await sql`insert into samples (machine, value, at)
+        select 'm' || i % 9, i / 8.0, '2026-01-30Z'::timestamptz + i * interval '7 seconds'
+        from generate_series(1, 20000) i`;
+        await sql`delete from samples where id % 50 = 0`;
+        const [{ pid }] = await sql`select pg_backend_pid() as pid`;
+        const end = sql`select * from pgpulse.refresh_rollups()`.then(() => "done", () => "killed");
+        await new Promise((wait) => setTimeout(wait, pause));
+        // PostgreSQL restarts all its sessions when one is killed, as after a crash.
+        if (i < 3) Deno.kill(pid, "SIGKILL");
+        else await server.sql`select pg_terminate_backend(${pid})`;
+        strictEqual(await end, "killed");
+        await ready(server.url);
+        await sql.end({ timeout: 1 });
+        const again = postgres(server.url, { max: 1 });
+        await refresh(again);
+        deepStrictEqual([...await differences(again)], []);
+        await again.end();
+      }
+    },
   );
-  deepStrictEqual(await days("c"), [1, 2]);
-  await run(
-    "update pgpulse.rollups set cluster = 1, rolled_tx = 9e15; update samples set tx = 8e15 where value = 2",
+
+  await t.step("inserts show in the view at once, before any refresh", async () => {
+    const { sql } = server;
+    await sql.unsafe(SAMPLES).simple();
+    const chance = random(5);
+    for (let i = 0; i < 30; i++) {
+      await sql.unsafe(`insert into samples (machine, zone, value, at)
+        select 'm' || i % 3, nullif(i % 4, 0), i / 8.0,
+            '2026-01-31Z'::timestamptz + i * interval '${1 + Math.floor(chance() * 90)} seconds'
+        from generate_series(1, 100) i`);
+      deepStrictEqual([...await differences(sql)], []);
+      if (i % 7 === 0) await sql`select pgpulse.refresh_rollups()`;
+    }
+  });
+
+  await t.step(
+    "partitions made, attached, truncated, purged, dropped; a restore elsewhere",
+    async () => {
+      const { sql } = server;
+      const run = (text: string) => sql.unsafe(text).simple();
+      /** Sums of the days of a machine in the view, after a refresh. */
+      const days = async (machine: string) => {
+        await refresh(sql);
+        const rows = await sql`select value_sum from rollup.samples
+        where step = '1 day' and machine = ${machine} order by time, value_sum`;
+        return rows.map(({ value_sum }) => value_sum);
+      };
+      await run(SAMPLES);
+      await run(`insert into samples (machine, value, at) values
+      ('a', 1, '2026-01-05 10:00:00Z'), ('a', 3, '2026-01-05 10:00:30Z')`);
+      deepStrictEqual(await days("a"), [4]);
+
+      await run(`create table samples_2026_03 partition of samples
+      for values from ('2026-03-01Z') to ('2026-04-01Z')`);
+      await run(
+        `create table attached (id bigint not null default 0, machine text not null, zone int,
+      value float8, at timestamptz not null, tx bigint)`,
+      );
+      await run(`insert into attached values
+      (1, 'b', null, 5, '2026-04-05Z', null), (1, 'b', null, 7, '2026-04-05Z', 12)`);
+      await run(`alter table samples attach partition attached
+      for values from ('2026-04-01Z') to ('2026-05-01Z')`);
+      // The first refresh finds the new partition, the second counts what is in it.
+      await refresh(sql);
+      deepStrictEqual(await days("b"), [12]);
+      await run(
+        "delete from attached where value = 5; insert into attached values (2, 'b', 1, 9, '2026-04-05Z')",
+      );
+      deepStrictEqual(await days("b"), [7, 9]);
+
+      // Retention and DROP keep what was rolled up; a late row is added to it.
+      await sql.begin(async (tx) => {
+        await tx`set local pgpulse.keep_rollups = on`;
+        await tx`delete from samples_2026_01`;
+      });
+      await run("drop table attached");
+      deepStrictEqual(await days("a"), [4]);
+      deepStrictEqual(await days("b"), [7, 9]);
+      await run("insert into samples (machine, value, at) values ('a', 4, '2026-01-05 10:00:40Z')");
+      deepStrictEqual(await days("a"), [8]);
+      // Unless somebody asks for a recount.
+      await run("select pgpulse.recount_rollup('samples', '2026-01-01Z', '2026-02-01Z')");
+      deepStrictEqual(await days("a"), [4]);
+      await run("truncate samples_2026_01");
+      deepStrictEqual(await days("a"), []);
+
+      // A dump restored elsewhere: transaction numbers mean nothing, some lie in the future.
+      await run(
+        `insert into samples (machine, value, at) values ('c', 1, '2026-02-05Z'), ('c', 2, '2026-02-06Z')`,
+      );
+      deepStrictEqual(await days("c"), [1, 2]);
+      await run(
+        "update pgpulse.rollups set cluster = 1, rolled_tx = 9e15; update samples set tx = 8e15 where value = 2",
+      );
+      deepStrictEqual(await days("c"), [1, 2]);
+      deepStrictEqual(await days("b"), [7, 9]);
+
+      await run("select pgpulse.drop_rollup('samples')");
+      deepStrictEqual([
+        ...await sql`
+      select tgname::text from pg_trigger where tgname like 'pgpulse\\_rollup\\_samples%'
+      union all
+      select relname from pg_class
+      where relnamespace = 'rollup'::regnamespace and relname like 'samples%'
+      union all
+      select attname from pg_attribute where attrelid = 'samples'::regclass and attname = 'tx'`,
+      ], []);
+    },
   );
-  deepStrictEqual(await days("c"), [1, 2]);
-  deepStrictEqual(await days("b"), [7, 9]);
 
-  await run("select pgpulse.drop_rollup('samples')");
-  deepStrictEqual([
-    ...await sql`
-    select tgname::text from pg_trigger where tgname like 'pgpulse\\_rollup%'
-    union all
-    select relname from pg_class where relnamespace = 'rollup'::regnamespace
-    union all
-    select attname from pg_attribute where attrelid = 'samples'::regclass and attname = 'tx'`,
-  ], []);
-});
+  await t.step("a rollup that fails says why and holds up no other; rights", async () => {
+    const { sql } = server;
+    await sql.unsafe(SAMPLES).simple();
+    await sql`create table docs (doc jsonb, at timestamptz)`;
+    await sql`select pgpulse.add_rollup('docs', 'at', measures => array[${"doc->>'cpu' as cpu"}])`;
+    await sql`insert into docs values ('{"cpu": "much"}', '2026-01-05Z')`;
+    await sql`insert into samples (machine, value, at) values ('a', 1, '2026-01-05Z')`;
 
-Deno.test("a rollup that fails says why and holds up no other; rights", async () => {
-  await using server = await migrated();
-  const { sql } = server;
-  await sql.unsafe(SAMPLES);
-  await sql`create table docs (doc jsonb, at timestamptz)`;
-  await sql`select pgpulse.add_rollup('docs', 'at', measures => array[${"doc->>'cpu' as cpu"}])`;
-  await sql`insert into docs values ('{"cpu": "much"}', '2026-01-05Z')`;
-  await sql`insert into samples (machine, value, at) values ('a', 1, '2026-01-05Z')`;
+    const asServer = postgres(server.urlFor("server", "server"), { max: 1 });
+    const asGrafana = postgres(server.urlFor("grafana_readonly", "grafana"), { max: 1 });
+    try {
+      const [docs, samples] = await asServer`
+        select * from pgpulse.refresh_rollups() where rollup in ('docs', 'samples')`;
+      match(docs.fault, /invalid input syntax for type double precision: "much"/);
+      strictEqual(samples.fault, null);
+      const kept = await asGrafana`select fault from pgpulse.rollups where rollup = 'docs'`;
+      match(kept[0].fault, /much/);
 
-  const asServer = postgres(server.urlFor("server", "server"), { max: 1 });
-  const asGrafana = postgres(server.urlFor("grafana_readonly", "grafana"), { max: 1 });
-  try {
-    const [docs, samples] = await asServer`select * from pgpulse.refresh_rollups()`;
-    match(docs.fault, /invalid input syntax for type double precision: "much"/);
-    strictEqual(samples.fault, null);
-    const kept = await asGrafana`select fault from pgpulse.rollups where rollup = 'docs'`;
-    match(kept[0].fault, /much/);
+      await sql`update docs set doc = '{"cpu": "2"}'`;
+      const [{ added, fault }] = await asServer`select * from pgpulse.refresh_rollups('docs')`;
+      deepStrictEqual({ added, fault }, { added: "1", fault: null });
+      const [read] = await asGrafana`
+        select d.cpu_avg, s.value_avg, time_bucket('1 day', s.time) as day
+        from rollup.docs d join rollup.samples s using (step, time)
+        where step = '1 day'`;
+      deepStrictEqual(read, { cpu_avg: 2, value_avg: 1, day: new Date("2026-01-05Z") });
+      await rejects(asGrafana`select pgpulse.refresh_rollups()`, /permission denied/);
+      await rejects(asServer`select pgpulse.drop_rollup('docs')`, /permission denied/);
 
-    await sql`update docs set doc = '{"cpu": "2"}'`;
-    strictEqual(await refresh(asServer), 1);
-    const [read] = await asGrafana`
-      select d.cpu_avg, s.value_avg, time_bucket('1 day', s.time) as day
-      from rollup.docs d join rollup.samples s using (step, time)
-      where step = '1 day'`;
-    deepStrictEqual(read, { cpu_avg: 2, value_avg: 1, day: new Date("2026-01-05Z") });
-    await rejects(asGrafana`select pgpulse.refresh_rollups()`, /permission denied/);
-    await rejects(asServer`select pgpulse.drop_rollup('docs')`, /permission denied/);
+      // A table that was dropped: its rollup fails, and can be dropped too.
+      await sql`drop table docs cascade`;
+      const [gone] = await asServer`select * from pgpulse.refresh_rollups('docs')`;
+      match(gone.fault, /does not exist/);
+      await sql`select pgpulse.drop_rollup('docs')`;
+    } finally {
+      await asServer.end();
+      await asGrafana.end();
+    }
+  });
 
-    // A table that was dropped: its rollup fails, and can be dropped too.
-    await sql`drop table docs cascade`;
-    const [gone] = await asServer`select * from pgpulse.refresh_rollups('docs')`;
-    match(gone.fault, /does not exist/);
-    await sql`select pgpulse.drop_rollup('docs')`;
-  } finally {
-    await asServer.end();
-    await asGrafana.end();
-  }
-});
-
-Deno.test("no writer waits for a refresh, and no refresh for a writer", async () => {
-  await using server = await migrated();
-  const { sql } = server;
-  await sql.unsafe(SAMPLES);
-  await sql`insert into samples (machine, value, at) values ('a', 1, '2026-01-05Z')`;
-  await sql.begin(async (refreshing) => {
-    await refreshing`set local lock_timeout = '2s'`;
-    deepStrictEqual([...await refreshing`select fault from pgpulse.refresh_rollups()`], [{
-      fault: null,
-    }]);
-    await sql.begin(async (writer) => {
-      await writer`set local lock_timeout = '1s'`;
-      await writer`insert into samples (machine, value, at) values ('a', 3, '2026-01-05Z')`;
-      await writer`update samples set value = 4 where value = 3`;
-      await writer`delete from samples where value = 1`;
+  await t.step("no writer waits for a refresh, and no refresh for a writer", async () => {
+    const { sql } = server;
+    await sql.unsafe(SAMPLES).simple();
+    await sql`insert into samples (machine, value, at) values ('a', 1, '2026-01-05Z')`;
+    await sql.begin(async (refreshing) => {
+      await refreshing`set local lock_timeout = '2s'`;
+      deepStrictEqual([...await refreshing`select fault from pgpulse.refresh_rollups('samples')`], [
+        {
+          fault: null,
+        },
+      ]);
+      await sql.begin(async (writer) => {
+        await writer`set local lock_timeout = '1s'`;
+        await writer`insert into samples (machine, value, at) values ('a', 3, '2026-01-05Z')`;
+        await writer`update samples set value = 4 where value = 3`;
+        await writer`delete from samples where value = 1`;
+      });
+      // Nor does a second refresher wait: it finds the first at work and does nothing.
+      deepStrictEqual([...await sql`select * from pgpulse.refresh_rollups('samples')`], []);
     });
-    // Nor does a second refresher wait: it finds the first at work and does nothing.
-    deepStrictEqual([...await sql`select * from pgpulse.refresh_rollups()`], []);
-  });
-  await sql.begin(async (writer) => {
-    await writer`update samples set value = 5 where value = 4`;
+    await sql.begin(async (writer) => {
+      await writer`update samples set value = 5 where value = 4`;
+      await refresh(sql);
+    });
     await refresh(sql);
+    deepStrictEqual([...await differences(sql)], []);
   });
-  await refresh(sql);
-  deepStrictEqual([...await differences(sql)], []);
+
+  await t.step("after a long stop it catches up in pieces; a large COPY is one", async () => {
+    const { sql } = server;
+    await sql.unsafe(SAMPLES).simple();
+    const insert = (rows: number, from: number) =>
+      sql`insert into samples (machine, value, at)
+        select 'm' || i % 7, i / 8.0, '2026-01-20Z'::timestamptz + ${from} * interval '1 hour'
+          + i * interval '3 seconds'
+        from generate_series(1, ${rows}) i`;
+    for (let i = 0; i < 300; i++) await insert(i === 200 ? 5000 : 10 + i % 90, i);
+    await sql`delete from samples where id % 40 = 7`;
+    const sizes: number[] = [];
+    for (let more = true; more;) {
+      const [row] = await sql`select * from pgpulse.refresh_rollups('samples', 1000)`;
+      sizes.push(Number(row.added));
+      more = row.more;
+      // At each moment all is there: rolled up or not.
+      if (sizes.length % 8 === 0 && Number(row.recounted) === 0) {
+        const [{ same }] = await sql`select (select count(*) from samples) =
+          (select sum(points) from rollup.samples where step = '1 day') as same`;
+        ok(same);
+      }
+    }
+    ok(sizes.length > 15, `${sizes}`);
+    deepStrictEqual(sizes.filter((size) => size >= 1000).length, 1, `${sizes}`);
+    deepStrictEqual([...await differences(sql)], []);
+  });
+
+  await t.step("a stored table: rows, packed rows and their rollup agree", async () => {
+    const { sql } = server;
+    const chance = random(11);
+    await sql.unsafe(`
+      select pgpulse.drop_rollup(rollup) from pgpulse.rollups where rollup = 'samples';
+      drop table if exists samples;
+      create table samples (id bigserial, machine text not null, zone int, value float8,
+          at timestamptz not null);
+      create index on samples (machine, at);
+      select pgpulse.add_rollup('samples', 'at', keys => array['machine', 'zone'],
+          measures => array['value', 'zone * 2 as double'])`).simple();
+    const insert = async (n: number) => {
+      for (let i = 0; i < n; i++) await sql.unsafe(work(() => chance() * 0.6));
+    };
+    const settle = async () => {
+      for (let i = 0; i < 200; i++) {
+        const rows = await sql`select * from pgpulse.upkeep() where name ~ 'samples'`;
+        deepStrictEqual(rows.map(({ fault }) => fault).filter(Boolean), []);
+        if (rows.every(({ more }) => !more)) {
+          return deepStrictEqual([...await differences(sql)], []);
+        }
+      }
+      throw new Error("There is always more");
+    };
+    await insert(60);
+    await refresh(sql);
+    await insert(20);
+    await sql`select pgpulse.add_storage('samples', 'at', keys => '{machine,zone}', pack_after => '1 day')`;
+    await settle();
+    const [{ packed }] = await sql`select sum(chunk$rows)::int as packed from packed.samples`;
+    ok(packed > 500, `${packed} packed`);
+
+    await insert(20);
+    await sql`update rows.samples set value = value + 1 where value between 100 and 500`;
+    await sql`delete from rows.samples where value > 900`;
+    await settle();
+    await sql`select pgpulse.recount_rollup('samples', '2026-01-01Z', '2026-03-01Z')`;
+    await settle();
+    await sql`select pgpulse.unpack('samples', '2026-01-28Z', '2026-01-30Z')`;
+    await sql`update rows.samples set value = 1 where at between '2026-01-28Z' and '2026-01-29Z'`;
+    await sql`delete from rows.samples where id % 7 = 0`;
+    await settle();
+    await sql`select pgpulse.drop_storage('samples')`;
+    await insert(5);
+    await sql`update samples set value = 3 where id % 9 = 0`;
+    await settle();
+  });
+
+  await t.step("retention: each step for its time, and what is left stays right", async () => {
+    const { sql } = server;
+    const run = (text: string) => sql.unsafe(text).simple();
+    await run(SAMPLES);
+    const sums = async () => {
+      await refresh(sql);
+      const rows = await sql`
+        select step::text, sum(value_sum)::int as sum, sum(points)::int as points
+        from rollup.samples where step > '0' group by 1 order by 1`;
+      return Object.fromEntries(rows.map(({ step, sum, points }) => [step, [sum, points]]));
+    };
+    // A row each 6 hours, from 40 days ago until now; a minute, an hour and a day have few each.
+    await run(`insert into samples (machine, value, at)
+      select 'a', 1, date_bin('1 day', now(), '2000-01-01Z') - i * interval '6 hours'
+      from generate_series(0, 159) i`);
+    deepStrictEqual(await sums(), {
+      "00:01:00": [160, 160],
+      "01:00:00": [160, 160],
+      "1 day": [160, 160],
+    });
+    await run(`select pgpulse.keep_rollup('samples', '1m', '10 days');
+      select pgpulse.keep_rollup('samples', '1 hour', '20 days')`);
+    const [done] =
+      await sql`select * from pgpulse.upkeep() where name = 'samples' and what = 'retention'`;
+    deepStrictEqual(done, {
+      what: "retention",
+      name: "samples",
+      detail: `${159 - 10 * 4 + 159 - 20 * 4} rows of old days deleted`,
+      more: false,
+      fault: null,
+    });
+    deepStrictEqual(
+      await sql`select * from pgpulse.upkeep() where what = 'retention'`.then((r) => [...r]),
+      [],
+    );
+    const kept = { "00:01:00": [41, 41], "01:00:00": [81, 81], "1 day": [160, 160] };
+    deepStrictEqual(await sums(), kept);
+
+    // Of days whose minutes are gone: late rows, updates and deletes reach hours and days.
+    const back = (days: number) =>
+      `date_bin('1 day', now(), '2000-01-01Z') - interval '${days} days'`;
+    await run(`insert into samples (machine, value, at) values
+      ('a', 10, ${back(15)}), ('a', 100, ${back(30)}), ('a', 1000, ${back(5)})`);
+    kept["00:01:00"] = [1041, 42];
+    kept["01:00:00"] = [1091, 83];
+    kept["1 day"] = [1270, 163];
+    deepStrictEqual(await sums(), kept);
+    await run(
+      `update samples set value = 20 where value = 10; delete from samples where value = 100;
+      update samples set value = 2 where at = ${back(16)} + interval '6 hours'`,
+    );
+    kept["01:00:00"] = [1102, 83];
+    kept["1 day"] = [1181, 162];
+    deepStrictEqual(await sums(), kept);
+
+    // Of days whose rows are gone nothing is lost: late rows are added, and no more is changed.
+    await sql.begin(async (tx) => {
+      await tx.unsafe(`select pgpulse.rows_retired('samples', ${back(2)});
+        set local pgpulse.keep_rollups = on;
+        delete from samples where at < ${back(2)}`).simple();
+    });
+    deepStrictEqual(await sums(), kept);
+    await run(
+      `insert into samples (machine, value, at) values ('a', 3, ${back(15)}), ('a', 4, ${back(3)})`,
+    );
+    kept["00:01:00"] = [1045, 43];
+    kept["01:00:00"] = [1109, 85];
+    kept["1 day"] = [1188, 164];
+    deepStrictEqual(await sums(), kept);
+    await run(`update samples set value = 0 where value = 3; delete from samples where value = 4;
+      select pgpulse.recount_rollup('samples', '-infinity', 'infinity')`);
+    deepStrictEqual(await sums(), kept);
+
+    // A panel gets the finest step that there is.
+    const step = async (from: number, hours: number) => {
+      const [{ step }] = await sql.unsafe(`select pgpulse.step(now() - interval '${from} days',
+        now() - interval '${from} days' + interval '${hours} hours', 'samples')::text as step`);
+      return step;
+    };
+    deepStrictEqual(
+      [await step(1, 1), await step(5, 1), await step(15, 1), await step(30, 1), await step(5, 24)],
+      ["00:00:00", "00:01:00", "01:00:00", "1 day", "01:00:00"],
+    );
+    await rejects(sql`select pgpulse.keep_rollup('samples', '5m', '1 day')`, /it has no step "5m"/);
+    await rejects(sql`select pgpulse.keep_rollup('samples', '1m', '1 hour')`, /a day is the least/);
+    await rejects(sql`select pgpulse.keep_rollup('absent', '1m', '1 day')`, /none of that name/);
+  });
 });

@@ -323,6 +323,58 @@ comment on function pgpulse.split_query(text) is
     'Query for the values that split a stream: those with a row within its history, or a day. An index '
     'on the split column and the time makes it quick.';
 
+create or replace function pgpulse.coarse_rows(s pgpulse.streams) returns text
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    view regclass := to_regclass(format('live.%I', s.stream));
+    parts text[] := regexp_match(pg_get_viewdef(view), '^ SELECT (.*)\n   FROM ([^\s,()]+)(?: \w+)?;$');
+    columns jsonb;
+begin
+    -- {"shown": "stored"}, where all columns of the view are columns of one table, and it leaves
+    -- out no row of it.
+    select case when bool_and(pair is not null) then
+        jsonb_object_agg(coalesce(pair[2], pair[1], ''), pair[1]) end
+    into columns
+    from unnest(string_to_array(parts[1], E',\n    ')) as item,
+        regexp_match(item, '^(?:(?:"[^"]+"|\w+)\.)?("[^"]+"|\w+)(?: AS ("[^"]+"|\w+))?$') as pair;
+    return (
+        select format(
+            E'select "time" as "$time", %s\nfrom rollup.%I\nwhere step = interval %L', list, r.rollup, steps.step
+        )
+        from pgpulse.rollups r
+        cross join lateral (values
+            (interval '1 minute', r.keep_1m), ('1 hour', r.keep_1h), ('1 day', r.keep_1d)
+        ) as steps (step, keep)
+        cross join lateral (
+            select string_agg(format('%I as %I', coalesce(k.key, m.measure || '_last'), c.name), ', ') as list
+            from pgpulse.view_columns(view) c
+            left join unnest(r.keys, r.key_expressions) as k (key, stored)
+                on c.part = 'label' and k.stored = columns ->> quote_ident(c.name)
+            left join unnest(r.measures, r.measure_expressions) as m (measure, stored)
+                on c.part = 'field' and m.stored = columns ->> quote_ident(c.name)
+            where c.part <> 'time'
+            -- with a key that is no label, series would be mixed up
+            having bool_and(coalesce(k.key, m.measure) is not null) and count(k.key) = cardinality(r.keys)
+        ) as mapped
+        where r.source = to_regclass(parts[2])
+            and columns ->> (
+                select quote_ident(c.name) from pgpulse.view_columns(view) c where c.part = 'time'
+            ) = quote_ident(r.time_column)
+            and extract(epoch from s.step) % extract(epoch from steps.step) = 0
+            and (steps.keep is null or steps.keep > s.history)
+        order by steps.step desc, r.rollup
+        limit 1
+    );
+end
+$$;
+
+comment on function pgpulse.coarse_rows is
+    'Query for the columns of a stream''s view as a rollup has them, by minute, hour or day; null where '
+    'the view is more than a choice of columns of a table with a rollup by its labels.';
+
 create or replace function pgpulse.stream_plans()
 returns table (
     stream text,
@@ -349,6 +401,7 @@ declare
     output text;
     per_label text;
     own_part text;
+    rolled_up text;
 begin
     for s in select * from pgpulse.streams order by 1 loop
         view := to_regclass(format('live.%I', s.stream));
@@ -418,9 +471,24 @@ from (
             );
             if s.history is not null then
                 -- At each grid point the value that was the newest then: its row is no older than a step.
+                -- A rollup has what was the newest just before. Where there is but one series, looking
+                -- up each grid point in the index is as quick.
                 per_label := case when label_list is null then '' else
                     format('distinct on (%s)', label_list) end;
-                read_all := read_all || format(
+                rolled_up := case when label_list is not null then pgpulse.coarse_rows(s) end;
+                read_all := read_all || case when rolled_up is not null then format(
+                    $q$
+union all
+select (extract(epoch from v."$at") * 1000)::float8, %2$s, false
+from (
+    select distinct on (%8$s "$at") date_bin(%5$L, v."$time", 'epoch') + %5$L::interval as "$at", v.*
+    from (%1$s) v
+    where %4$s v."$time" >= date_bin(%5$L, now(), 'epoch') - %6$L::interval
+        and v."$time" < date_bin(%5$L, now(), 'epoch')
+    order by %8$s "$at", v."$time" desc
+) v$q$,
+                    rolled_up, output, s.stream, own_part, s.step, s.history, null, label_list || ','
+                ) else format(
                     $q$
 union all
 select (extract(epoch from grid.at) * 1000)::float8, %2$s, false
@@ -439,7 +507,7 @@ cross join lateral (
 ) v$q$,
                     t, output, s.stream, own_part, s.step, s.history,
                     per_label, label_list || ',', case when label_list is null then 'limit 1' end
-                );
+                ) end;
             end if;
             if s.split is not null then
                 read_all := format(

@@ -18,6 +18,15 @@ $$;
 
 comment on function pgpulse.each is 'The template once for each name, put in the place of {}.';
 
+create or replace function pgpulse.quoted(names text[]) returns text[]
+language sql
+immutable
+set search_path = pg_catalog, pg_temp
+as $$
+    select coalesce(array_agg(quote_ident(name) order by i), '{}')
+    from unnest(names) with ordinality as n (name, i)
+$$;
+
 create or replace function pgpulse.minute_of(expression text, step interval default '1 minute')
 returns text
 language sql
@@ -47,20 +56,59 @@ as $$
     max("{}_pair") as {}_last$q$)
 $$;
 
--- Rows with the [epoch, value] of each measure, made once a row: "offset 0" keeps the planner from
--- making it anew for each use, which costs half of a refresh.
-create or replace function pgpulse.rows_with_pairs(r pgpulse.rollups, condition text) returns text
+-- Times, keys and measures under the rollup's own names. Numbers that would spoil a whole sum count
+-- as none: NaN, the infinities, beyond 1e300.
+create or replace function pgpulse.rows_query(
+    r pgpulse.rollups,
+    relation text,
+    tx text default 'tx'
+) returns text
 language sql
 immutable
 set search_path = pg_catalog, pg_temp
 as $$
     select format(
-        'select *%s from rollup.%I where %s offset 0',
-        pgpulse.each(r.measures, $q$,
-    case when "{}" is not null then array[date_part('epoch', "time"), "{}"] end as "{}_pair"$q$),
-        r.rollup || '_rows',
-        condition
+        $q$select "time"%1$s%2$s, tx
+from (select %3$I as "time"%4$s%5$s, %7$s as tx from %6$s) as source
+where "time" >= '1900-01-01 00:00:00+00' and "time" < '2200-01-01 00:00:00+00'$q$,
+        pgpulse.each(pgpulse.quoted(r.keys), ', {}'),
+        pgpulse.each(r.measures, ', case when abs("{}") <= 1e300 then "{}" end as "{}"'),
+        r.time_column,
+        (select coalesce(string_agg(format(', %s as %I', e, n), ''), '')
+            from unnest(r.keys, r.key_expressions) as k (n, e)),
+        (select string_agg(format(', (%s)::float8 as %I', e, n), '')
+            from unnest(r.measures, r.measure_expressions) as m (n, e)),
+        relation,
+        tx
     )
+$$;
+
+-- The rows that are not packed: those that can be new. By the text of the view <name>_rows, in which all
+-- names are resolved; of the table behind, no view must hinder that it is dropped.
+create or replace function pgpulse.fresh_query(r pgpulse.rollups) returns text
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select case
+        when pgpulse.rows_of(r.source) = r.source then format('select * from %s', view)
+        else rtrim(replace(
+            pg_get_viewdef(view),
+            format(' FROM %s', r.source),
+            format(' FROM %s %I', pgpulse.rows_of(r.source), (select relname from pg_class where oid = r.source))
+        ), ';')
+    end
+    from cast(format('rollup.%I', r.rollup || '_rows') as regclass) as view
+$$;
+
+-- The [epoch, value] of each measure.
+create or replace function pgpulse.pairs(r pgpulse.rollups) returns text
+language sql
+immutable
+set search_path = pg_catalog, pg_temp
+as $$
+    select pgpulse.each(r.measures, $q$,
+    case when "{}" is not null then array[date_part('epoch', "time"), "{}"] end as "{}_pair"$q$)
 $$;
 
 create or replace function pgpulse.partial_of_partials(r pgpulse.rollups) returns text
@@ -91,25 +139,27 @@ as $$
     case when {}_count > 0 then array[date_part('epoch', {}_last_at), {}_last] end as {}_last$q$)
 $$;
 
--- The rest of an insert into one of the tables, from partial rows.
+-- Brings partial rows into one of the tables; fresh: none of them is there yet, which is cheaper.
+-- Sorted they cost the index less, and later the readers of one series.
 create or replace function pgpulse.put_partials(
     r pgpulse.rollups,
     suffix text,
     partials text,
-    keys text
+    fresh boolean default false
 ) returns text
 language sql
-immutable
+stable
 set search_path = pg_catalog, pg_temp
 as $$
     select format(
         $q$insert into rollup.%1$I as t (bucket%2$s, points%4$s)
 select bucket%2$s, points%5$s
 from %3$s
-on conflict (%7$s bucket) do update set
-    points = t.points + excluded.points%6$s$q$,
+order by %7$s
+$q$ || case when not fresh then $q$on conflict (%8$s) do update set
+    points = t.points + excluded.points%6$s$q$ else '' end,
         r.rollup || suffix,
-        keys,
+        pgpulse.each(pgpulse.quoted(r.keys), ', {}'),
         partials,
         pgpulse.each(r.measures, $q$,
     {}_count, {}_sum, {}_min, {}_max, {}_first, {}_first_at, {}_last, {}_last_at$q$),
@@ -129,17 +179,12 @@ on conflict (%7$s bucket) do update set
         or (excluded.{}_last_at, excluded.{}_last) > (t.{}_last_at, t.{}_last)
         then excluded.{}_last else t.{}_last end,
     {}_last_at = greatest(t.{}_last_at, excluded.{}_last_at)$q$),
-        substr(keys, 2) || case when keys <> '' then ',' else '' end
+        string_agg(quote_ident(c.name) || case when a.attcollation <> 0 then ' collate "C"' else '' end, ', ' order by i),
+        string_agg(quote_ident(c.name), ', ' order by i)
     )
-$$;
-
-create or replace function pgpulse.quoted(names text[]) returns text[]
-language sql
-immutable
-set search_path = pg_catalog, pg_temp
-as $$
-    select coalesce(array_agg(quote_ident(name) order by i), '{}')
-    from unnest(names) with ordinality as n (name, i)
+    from unnest(r.keys || 'bucket'::text) with ordinality as c (name, i)
+    join pg_attribute a
+        on a.attrelid = format('rollup.%I', r.rollup || suffix)::regclass and a.attname = c.name
 $$;
 
 create or replace function pgpulse.cluster() returns bigint
@@ -208,9 +253,11 @@ comment on function pgpulse.rollup_changed() is
 
 revoke execute on function pgpulse.rollup_changed from public;
 
--- Brings the triggers to a table and to those of its partitions that have none yet. mark: what they
--- hold came unseen, by attach partition for example, and is counted anew.
-create or replace function pgpulse.capture_changes(r pgpulse.rollups, mark boolean) returns void
+-- Brings the triggers to the table that holds the rows and to those of its partitions that have none
+-- yet. rolled: a partition without them may hold rows from before this transaction that came unseen,
+-- by attach partition for example; these are counted anew. Without it, nothing is.
+create or replace function pgpulse.capture_changes(r pgpulse.rollups, rolled bigint default null)
+returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
@@ -220,12 +267,8 @@ declare
 begin
     for part in
         select c.oid::regclass as relation, a.atthasdef, c.relkind = 'r' as has_rows
-        from (
-            select relid from pg_partition_tree(r.source)
-            union
-            select r.source
-        ) as tree
-        join pg_class c on c.oid = tree.relid
+        from pgpulse.parts_of(r.source) as p
+        join pg_class c on c.oid = p
         join pg_attribute a on a.attrelid = c.oid and a.attname = 'tx' and not a.attisdropped
         where c.relkind in ('r', 'p')
             and not exists (select from pg_trigger where tgrelid = c.oid and tgname = name || '_u')
@@ -246,10 +289,26 @@ begin
                 for each statement execute function pgpulse.rollup_changed(%5$L)$q$,
             part.relation, name || '_u', name || '_d', name || '_t', r.rollup
         );
-        if mark and part.has_rows then
-            execute pgpulse.mark_changed(r, part.relation::text) using 0::bigint;
+        if rolled is not null and part.has_rows then
+            execute pgpulse.mark_changed(r, format(
+                '(select * from %s where tx is null or tx < %s) as rows', part.relation, rolled
+            )) using 0::bigint;
         end if;
     end loop;
+end
+$$;
+
+create or replace function pgpulse.make_rollup_rows(r pgpulse.rollups) returns void
+language plpgsql
+as $$
+begin
+    execute format(
+        'create or replace view rollup.%I as %s',
+        r.rollup || '_rows',
+        pgpulse.rows_query(
+            r, r.source::text, case when pgpulse.is_hypertable(r.source) then '0::bigint' else 'tx' end
+        )
+    );
 end
 $$;
 
@@ -270,6 +329,10 @@ declare
     {}_first,
     {}_last$q$);
 begin
+    if pgpulse.is_hypertable(r.source) then
+        perform pgpulse.make_cagg_view(r);
+        return;
+    end if;
     branches := array[format(
         $q$select interval '0' as step, "time"%1$s, 1::bigint as points%2$s
 from rollup.%3$I$q$,
@@ -289,30 +352,31 @@ from rollup.%3$I$q$,
         from (values ('1 minute', '_1m'), ('1 hour', '_1h'), ('1 day', '_1d')) as steps (step, suffix)
     loop
         branches := branches || format(
-            $q$(with tail as materialized (select %6$s as bucket, * from rollup.%5$I()),
-begins as materialized (select coalesce(min(bucket), 'infinity') as at from tail)
-select interval %1$L, bucket%2$s, points%3$s
+            $q$select interval %1$L, bucket%2$s, points%3$s
 from rollup.%4$I
-where bucket < (select at from begins)
+where bucket < (select %6$s)
 union all
-select interval %1$L, bucket%2$s, points%8$s
+select interval %1$L, bucket%2$s, points%9$s
 from (
-    select bucket%2$s, %9$s
+    with tail as materialized (select %7$s as bucket, * from rollup.%5$I()),
+    begins as materialized (select coalesce(min(bucket), 'infinity') as at from tail)
+    select bucket%2$s, %10$s
     from (
-        select bucket%2$s, %10$s
+        select bucket%2$s, %11$s
         from rollup.%4$I
         where bucket >= (select at from begins)
         union all
-        select bucket%2$s, 1%7$s
+        select bucket%2$s, 1%8$s
         from tail
     ) as parts
     group by bucket%2$s
-) as newest)$q$,
+) as newest$q$,
             step.step,
             keys,
             read_columns,
             r.rollup || step.suffix,
             r.rollup || '_tail',
+            pgpulse.minute_of(format('rollup.%I()', r.rollup || '_begins'), step.step::interval),
             pgpulse.minute_of('"time"', step.step::interval),
             pgpulse.each(r.measures, $q$,
             ("{}" is not null)::int,
@@ -326,8 +390,10 @@ from (
             pgpulse.partial_of_stored(r)
         );
     end loop;
-    -- A function, as the planner would take the rows for many and call up parallel workers; and
-    -- without "parallel safe" for the same reason: starting them costs more than most panels.
+    -- Functions, as the planner would take the rows for many and call up parallel workers; and
+    -- without "parallel safe" for the same reason: starting them costs more than most panels. The
+    -- begin of the tail is a function of its own so that the parts of the view stay simple enough
+    -- for the planner to leave out columns that nobody asked for.
     execute format(
         $q$create or replace function rollup.%1$I() returns setof rollup.%2$I
 language plpgsql
@@ -340,13 +406,33 @@ declare
     done bigint;
 begin
     select rolled_tx into done from pgpulse.rollups where rollup = %3$L;
-    return query select * from rollup.%2$I where tx >= done;
+    return query select * from (%4$s) as fresh where tx >= done;
+end
+$f$;
+create or replace function rollup.%5$I() returns timestamptz
+language plpgsql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $f$
+declare
+    done bigint;
+begin
+    select rolled_tx into done from pgpulse.rollups where rollup = %3$L;
+    return (select coalesce(min("time"), 'infinity') from (%4$s) as fresh where tx >= done);
 end
 $f$
 $q$,
-        r.rollup || '_tail', r.rollup || '_rows', r.rollup
+        r.rollup || '_tail',
+        r.rollup || '_rows',
+        r.rollup,
+        pgpulse.fresh_query(r),
+        r.rollup || '_begins'
     );
-    execute format('revoke execute on function rollup.%I from public', r.rollup || '_tail');
+    execute format(
+        'revoke execute on function rollup.%I, rollup.%I from public',
+        r.rollup || '_tail', r.rollup || '_begins'
+    );
     execute format(
         'create or replace view rollup.%I as %s', r.rollup, array_to_string(branches, E'\nunion all\n')
     );
@@ -397,18 +483,20 @@ declare
     r pgpulse.rollups;
     old pgpulse.rollups;
     kind text;
+    rows regclass;
     columns text;
     suffix text;
 begin
-    r.source := add_rollup.source;
+    r.source := pgpulse.name_of(add_rollup.source);
     r.time_column := add_rollup.time_column;
-    r.rollup := coalesce(add_rollup.name, (select relname from pg_class where oid = add_rollup.source));
+    r.rollup := coalesce(add_rollup.name, (select relname from pg_class where oid = r.source));
     if r.rollup !~ '^[a-z_][a-z0-9_]{0,50}$' then
         raise exception 'Cannot add rollup "%": a name has a-z, 0-9 and _, 51 at most', r.rollup
             using hint = 'Give one: name => ''a_name''';
     end if;
-    select relkind into kind from pg_class where oid = r.source;
-    if kind not in ('r', 'p') or exists (select from pg_inherits where inhrelid = r.source) then
+    rows := pgpulse.rows_of(r.source);
+    select relkind into kind from pg_class where oid = rows;
+    if kind not in ('r', 'p') or exists (select from pg_inherits where inhrelid = rows) then
         raise exception 'Cannot add rollup "%": % is no table of its own', r.rollup, r.source
             using hint = 'A rollup stands on a table, or on the whole of a partitioned one';
     end if;
@@ -441,36 +529,35 @@ begin
                         'or add the new one under another name', r.rollup
                 );
         end if;
-        perform pgpulse.make_rollup_view(old);
-        perform pgpulse.capture_changes(old, true);
+        perform pgpulse.remake_rollup(old.rollup);
         return;
     end if;
 
+    if pgpulse.is_hypertable(r.source) then
+        perform pgpulse.add_caggs(r);
+        return;
+    end if;
     -- txid_current() is stable: no row is rewritten. BRIN: next to nothing for each insert.
     if not exists (
         select from pg_attribute where attrelid = r.source and attname = 'tx' and not attisdropped
     ) then
-        execute format('alter table %s add column tx bigint default txid_current()', r.source);
-        execute format('create index on %s using brin (tx) with (pages_per_range = 32)', r.source);
-        execute format('comment on column %s.tx is %L', r.source,
+        if rows <> r.source then
+            raise exception 'Cannot add rollup "%": % has no column tx', r.rollup, r.source
+                using hint = 'Add the rollup before the storage';
+        end if;
+        execute format('alter table %s add column tx bigint default txid_current()', rows);
+        execute format('comment on column %s.tx is %L', rows,
             'Transaction that inserted the row: how rollups find what is new. Never write it.');
     end if;
-    -- Numbers that would spoil a whole sum count as none: NaN, the infinities, beyond 1e300.
-    execute format(
-        $q$create view rollup.%1$I as
-select "time"%2$s%3$s, tx
-from (select %4$I as "time"%5$s%6$s, tx from %7$s) as source
-where "time" >= '1900-01-01 00:00:00+00' and "time" < '2200-01-01 00:00:00+00'$q$,
-        r.rollup || '_rows',
-        pgpulse.each(pgpulse.quoted(r.keys), ', {}'),
-        pgpulse.each(r.measures, ', case when abs("{}") <= 1e300 then "{}" end as "{}"'),
-        r.time_column,
-        (select coalesce(string_agg(format(', %s as %I', e, n), ''), '')
-            from unnest(r.keys, r.key_expressions) as k (n, e)),
-        (select string_agg(format(', (%s)::float8 as %I', e, n), '')
-            from unnest(r.measures, r.measure_expressions) as m (n, e)),
-        r.source
-    );
+    if not exists (
+        select
+        from pg_index i
+        join pg_attribute a on a.attrelid = i.indrelid and a.attnum = i.indkey[0]
+        where i.indrelid = rows and a.attname = 'tx'
+    ) then
+        execute format('create index on %s using brin (tx) with (pages_per_range = 32)', rows);
+    end if;
+    perform pgpulse.make_rollup_rows(r);
     select string_agg(format(E',\n    %I %s', attname, format_type(atttypid, atttypmod)), '' order by attnum)
     into columns
     from pg_attribute
@@ -510,11 +597,23 @@ where "time" >= '1900-01-01 00:00:00+00' and "time" < '2200-01-01 00:00:00+00'$q
         'create table rollup.%I (bucket timestamptz not null%s, tx bigint not null)',
         r.rollup || '_changed', columns
     );
-    r.rolled_tx := 0;
-    r.cluster := pgpulse.cluster();
-    insert into pgpulse.rollups select r.*;
+    insert into pgpulse.rollups
+        (rollup, source, time_column, keys, key_expressions, measures, measure_expressions, cluster)
+    values (
+        r.rollup,
+        r.source,
+        r.time_column,
+        r.keys,
+        r.key_expressions,
+        r.measures,
+        r.measure_expressions,
+        pgpulse.cluster()
+    )
+    returning * into r;
     perform pgpulse.make_rollup_view(r);
-    perform pgpulse.capture_changes(r, false);
+    perform pgpulse.capture_changes(r);
+    -- Graded windows of streams may read it.
+    perform pg_notify('pgpulse', 'pgpulse.streams');
 end
 $$;
 
@@ -522,6 +621,39 @@ comment on function pgpulse.add_rollup is
     'Rolls a table up by minute, hour and day, to be read as rollup.<name>. time_column: a timestamptz. '
     'keys, measures: columns or ''expression as name''; keys tell series apart, measures are cast to '
     'double precision. The table gets a last column tx and triggers; pgpulse.refresh_rollups keeps up.';
+
+create or replace function pgpulse.remake_rollup(name text) returns void
+language plpgsql
+as $$
+declare
+    r pgpulse.rollups;
+    trigger record;
+begin
+    select * into r from pgpulse.rollups known where known.rollup = remake_rollup.name;
+    if r.rollup is null then
+        raise exception 'Cannot remake rollup "%": there is none of that name', name
+            using hint = 'select rollup from pgpulse.rollups lists them';
+    end if;
+    for trigger in
+        select tgrelid::regclass as relation, tgname
+        from pg_trigger
+        where tgfoid = 'pgpulse.rollup_changed'::regproc
+            and tgname ~ ('^pgpulse_rollup_' || r.rollup || '_[udt]$')
+            and not exists (select from pgpulse.parts_of(r.source) as p where p = tgrelid)
+    loop
+        execute format('drop trigger %I on %s', trigger.tgname, trigger.relation);
+    end loop;
+    perform pgpulse.make_rollup_rows(r);
+    perform pgpulse.make_rollup_view(r);
+    if not pgpulse.is_hypertable(r.source) then
+        perform pgpulse.capture_changes(r, r.rolled_tx);
+    end if;
+end
+$$;
+
+comment on function pgpulse.remake_rollup is
+    'Puts a rollup''s views and triggers on what its source is now: after it became a view, or got '
+    'other partitions. What was rolled up stays.';
 
 create or replace function pgpulse.drop_rollup(name text) returns void
 language plpgsql
@@ -536,25 +668,35 @@ begin
         raise exception 'Cannot drop rollup "%": there is none of that name', name
             using hint = 'select rollup from pgpulse.rollups lists them';
     end if;
+    perform pg_notify('pgpulse', 'pgpulse.streams');
+    if coalesce(
+        (select relkind from pg_class where oid = to_regclass(format('rollup.%I', r.rollup || '_1m'))), 'v'
+    ) <> 'r' then
+        perform pgpulse.drop_caggs(r);
+        return;
+    end if;
     for trigger in
         select tgrelid::regclass as relation, tgname
         from pg_trigger
-        where tgname in (
-            'pgpulse_rollup_' || r.rollup || '_u',
-            'pgpulse_rollup_' || r.rollup || '_d',
-            'pgpulse_rollup_' || r.rollup || '_t'
-        )
+        where tgfoid = 'pgpulse.rollup_changed'::regproc
+            and tgname ~ ('^pgpulse_rollup_' || r.rollup || '_[udt]$')
     loop
         execute format('drop trigger %I on %s', trigger.tgname, trigger.relation);
     end loop;
     execute format('drop view if exists rollup.%I', r.rollup);
-    execute format('drop function if exists rollup.%I()', r.rollup || '_tail');
+    execute format('drop function if exists rollup.%I(), rollup.%I()', r.rollup || '_tail', r.rollup || '_begins');
     execute format('drop view if exists rollup.%I', r.rollup || '_rows');
     foreach suffix in array array['_1m', '_1h', '_1d', '_changed'] loop
         execute format('drop table rollup.%I', r.rollup || suffix);
     end loop;
     if not exists (select from pgpulse.rollups o where o.source = r.source)
-        and exists (select from pg_class where oid = r.source) then
+        and exists (
+            select
+            from pg_attribute a
+            where a.attrelid = r.source
+                and a.attname = 'tx'
+                and col_description(a.attrelid, a.attnum) like 'Transaction that inserted the row: how rollups%'
+        ) then
         execute format('alter table %s drop column tx', r.source);
     end if;
 end
@@ -563,8 +705,58 @@ $$;
 comment on function pgpulse.drop_rollup is
     'Drops a rollup with what it has rolled up, its triggers, and with the last one the column tx.';
 
-create or replace function pgpulse.refresh_rollup(r pgpulse.rollups, upto bigint)
-returns table (added bigint, recounted bigint)
+-- Restored into another cluster transaction numbers start anew. Rows that were not rolled up yet, and
+-- those whose number may be of either cluster, are counted again with all of their minute.
+create or replace function pgpulse.adopt_rollup(r pgpulse.rollups, upto bigint) returns pgpulse.rollups
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    ahead bigint := txid_snapshot_xmax(txid_current_snapshot());
+    rows regclass := pgpulse.rows_of(r.source);
+begin
+    if r.cluster = pgpulse.cluster() and r.rolled_tx <= ahead then
+        return r;
+    end if;
+    execute pgpulse.mark_changed(r, format(
+        '(select * from %s where tx > 0 and (tx < %s or tx >= %s)) as rows', rows, ahead, r.rolled_tx
+    )) using 0::bigint;
+    set local pgpulse.keep_rollups = on;
+    execute format('update %s set tx = 0 where tx >= $1', rows) using ahead;
+    set local pgpulse.keep_rollups = off;
+    execute format('update rollup.%I set tx = 0', r.rollup || '_changed');
+    r.rolled_tx := upto;
+    return r;
+end
+$$;
+
+-- How far to go so that there are no more than so many rows; all those of one transaction go at once.
+create or replace function pgpulse.refresh_upto(r pgpulse.rollups, upto bigint, most int) returns bigint
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    piece text := format(
+        'from (select tx from %s where tx >= $1 and tx < $2 limit $3) as piece', pgpulse.rows_of(r.source)
+    );
+    found bigint;
+    half bigint;
+begin
+    loop
+        execute 'select count(*) ' || piece into found using r.rolled_tx, upto, most;
+        exit when found < most;
+        execute 'select greatest(percentile_disc(0.5) within group (order by tx), min(tx) + 1) ' || piece
+            into half using r.rolled_tx, upto, most;
+        exit when half >= upto;
+        upto := half;
+    end loop;
+    return upto;
+end
+$$;
+
+-- Adds rows, given as a query of the form of pgpulse.rows_query, to what there is. Who calls it has the
+-- rollup's lock.
+create or replace function pgpulse.add_rows(r pgpulse.rollups, rows text) returns bigint
 language plpgsql
 set search_path = pg_catalog, pg_temp
 -- Groups of a few rows each: hashing beats sorting by text keys, whatever the planner thinks.
@@ -574,67 +766,105 @@ set jit = off
 as $$
 declare
     keys text := pgpulse.each(pgpulse.quoted(r.keys), ', {}');
-    same text;
-    changed boolean;
-    step record;
+    added bigint;
+    latest timestamptz;
 begin
-    -- Restored into another cluster, where transaction numbers start anew: what there is of raw rows
-    -- is counted again, and what was rolled up of rows that are gone stays.
-    if r.cluster <> pgpulse.cluster() or r.rolled_tx > txid_snapshot_xmax(txid_current_snapshot()) then
-        set local pgpulse.keep_rollups = on;
-        execute format('update %s set tx = 0 where tx >= $1', r.source)
-            using txid_snapshot_xmax(txid_current_snapshot());
-        set local pgpulse.keep_rollups = off;
-        execute format('update rollup.%I set tx = 0', r.rollup || '_changed');
-        execute pgpulse.mark_changed(r, r.source::text) using 0::bigint;
-        r.rolled_tx := upto;
-    end if;
+    -- "offset 0" makes the pairs once a row and not anew for each use, which costs half of a refresh.
     execute format(
         $q$with _1m as materialized (
     select %1$s as bucket%2$s, %3$s
-    from (%4$s) as fresh
+    from (
+        select *%4$s
+        from (%5$s) as rows
+        offset 0
+    ) as fresh
     group by 1%2$s
 ), _1h as materialized (
-    select %5$s as bucket%2$s, %7$s
+    select %6$s as bucket%2$s, %8$s
     from _1m
     group by 1%2$s
 ), _1d as materialized (
-    select %6$s as bucket%2$s, %7$s
+    select %7$s as bucket%2$s, %8$s
     from _1h
     group by 1%2$s
-), put_1m as (
-%8$s
-), put_1h as (
+), fresh_1m as (
 %9$s
-), put_1d as (
+), put_1m as (
 %10$s
+), put_1h as (
+%11$s
+), put_1d as (
+%12$s
 )
-select coalesce(sum(points), 0) from _1d$q$,
+select (select coalesce(sum(points)::bigint, 0) from _1d), (select max(bucket) from _1m)$q$,
         pgpulse.minute_of('"time"'),
         keys,
         pgpulse.partial_of_rows(r),
-        pgpulse.rows_with_pairs(r, 'tx >= $1 and tx < $2'),
+        pgpulse.pairs(r),
+        rows,
         pgpulse.minute_of('_1m.bucket', '1 hour'),
         pgpulse.minute_of('_1h.bucket', '1 day'),
         pgpulse.partial_of_partials(r),
-        pgpulse.put_partials(r, '_1m', '_1m', keys),
-        pgpulse.put_partials(r, '_1h', '_1h', keys),
-        pgpulse.put_partials(r, '_1d', '_1d', keys)
-    ) into added using r.rolled_tx, upto;
+        pgpulse.put_partials(
+            r, '_1m', format('_1m where bucket > %L and bucket >= %L', r.newest, r.since_1m), true
+        ),
+        pgpulse.put_partials(
+            r, '_1m', format('_1m where bucket <= %L and bucket >= %L', r.newest, r.since_1m)
+        ),
+        pgpulse.put_partials(r, '_1h', format('_1h where bucket >= %L', r.since_1h)),
+        pgpulse.put_partials(r, '_1d', format('_1d where bucket >= %L', r.since_1d))
+    ) into added, latest;
+    update pgpulse.rollups known
+    set newest = greatest(known.newest, latest)
+    where known.rollup = r.rollup and latest > known.newest;
+    return added;
+end
+$$;
 
+comment on function pgpulse.add_rows is
+    'Adds rows to a rollup that no refresh will see come, as they are packed or purged at once.';
+
+-- Counts again what was noted as changed, at most so many series and minutes of it, day by day, so
+-- that the planner knows where the rows are. What a step has of a day is made of the next finer one
+-- that still has that day; a day whose rows are gone stays as it is.
+create or replace function pgpulse.recount_changed(r pgpulse.rollups, upto bigint, most int)
+returns table (recounted bigint, more boolean)
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set enable_sort = off
+set work_mem = '64MB'
+set jit = off
+as $$
+declare
+    keys text := pgpulse.each(pgpulse.quoted(r.keys), ', {}');
+    same text;
+    "day" timestamptz;
+    finer text;
+    time_column text;
+    step record;
+    n bigint;
+begin
     recounted := 0;
     execute format('select exists (select from rollup.%I where tx < $1)', r.rollup || '_changed')
-        into changed using upto;
-    if not changed then
+        into more using upto;
+    if not more then
         return next;
         return;
     end if;
     execute format(
-        'create temp table pgpulse_changed on commit drop as
-        select distinct bucket%s from rollup.%I where tx < %s',
-        keys, r.rollup || '_changed', upto
+        'create temp table pgpulse_changed on commit drop as select bucket%s from rollup.%I limit 0',
+        keys, r.rollup || '_changed'
     );
-    execute format('delete from rollup.%I where tx < $1', r.rollup || '_changed') using upto;
+    execute format(
+        $q$with taken as (
+    delete from rollup.%1$I
+    where ctid = any (array(select ctid from rollup.%1$I where tx < $1 limit $2))
+    returning bucket%2$s
+)
+insert into pg_temp.pgpulse_changed select distinct bucket%2$s from taken$q$,
+        r.rollup || '_changed', keys
+    ) using upto, most;
+    analyze pg_temp.pgpulse_changed;
     -- Equality where there can be no null: only that can use an index or a hash.
     select coalesce(string_agg(format(
         case
@@ -645,68 +875,161 @@ select coalesce(sum(points), 0) from _1d$q$,
     ), ''), '')
     into same
     from unnest(r.keys, r.key_expressions) as k (n, e)
-    left join pg_attribute a on a.attrelid = r.source and quote_ident(a.attname) = k.e;
-    for step in
-        select
-            steps.*,
-            case suffix when '_1m' then 'time' else 'bucket' end as time_column,
-            case suffix when '_1m' then pgpulse.partial_of_rows(r)
-                else pgpulse.partial_of_partials(r) end as partials,
-            case suffix when '_1m' then '*' || pgpulse.each(r.measures, $q$,
-    case when "{}" is not null then array[date_part('epoch', "time"), "{}"] end as "{}_pair"$q$)
-                else 'bucket' || keys || ', ' || pgpulse.partial_of_stored(r) end as columns
-        from (values
-            ('1 minute', '_1m', '_rows'),
-            ('1 hour', '_1h', '_1m'),
-            ('1 day', '_1d', '_1h')
-        ) as steps (step, suffix, finer)
+    left join pg_attribute a on a.attrelid = pgpulse.rows_of(r.source) and quote_ident(a.attname) = k.e;
+    for "day" in
+        execute format('select distinct %s from pg_temp.pgpulse_changed', pgpulse.minute_of('bucket', '1 day'))
     loop
-        if step.suffix <> '_1m' then
+        continue when "day" < r.since_rows;
+        finer := '_rows';
+        for step in
+            select *
+            from (values
+                ('1 minute'::interval, '_1m', r.since_1m),
+                ('1 hour', '_1h', r.since_1h),
+                ('1 day', '_1d', r.since_1d)
+            ) as steps (step, suffix, since)
+            where "day" >= since
+        loop
             execute format(
-                'create temp table pgpulse_coarser on commit drop as
-                select distinct %s as bucket%s from pgpulse_changed',
-                pgpulse.minute_of('bucket', step.step::interval), keys
-            );
-            drop table pg_temp.pgpulse_changed;
-            alter table pg_temp.pgpulse_coarser rename to pgpulse_changed;
-        end if;
-        analyze pg_temp.pgpulse_changed;
-        execute format(
-            'delete from rollup.%I s using pg_temp.pgpulse_changed d where s.bucket = d.bucket%s',
-            r.rollup || step.suffix, same
-        );
-        execute format(
-            $q$with partials as (
+                $q$delete from rollup.%1$I s
+using (
+    select distinct %2$s as bucket%3$s
+    from pg_temp.pgpulse_changed
+    where bucket >= $1 and bucket < $1 + interval '1 day'
+) as d
+where s.bucket = d.bucket%4$s$q$,
+                r.rollup || step.suffix, pgpulse.minute_of('bucket', step.step), keys, same
+            ) using "day";
+            time_column := case finer when '_rows' then 'time' else 'bucket' end;
+            execute format(
+                $q$with partials as materialized (
     select d.bucket%1$s, %2$s
-    from pg_temp.pgpulse_changed d
-    join (select %3$s from rollup.%4$I) s
-        on %5$s = d.bucket and s.%6$I >= d.bucket and s.%6$I < d.bucket + interval %7$L%8$s
-    %9$s
+    from (
+        select distinct %3$s as bucket%4$s
+        from pg_temp.pgpulse_changed
+        where bucket >= %5$L and bucket < %6$L
+    ) as d
+    join (
+        select %7$s
+        from rollup.%8$I
+        where %9$I >= %5$L and %9$I < %6$L%10$s
+    ) as s
+        on %11$s = d.bucket and s.%9$I >= d.bucket and s.%9$I < d.bucket + interval %12$L%13$s
     group by d.bucket%1$s
 )
-%10$s$q$,
-            pgpulse.each(pgpulse.quoted(r.keys), ', d.{}'),
-            step.partials,
-            step.columns,
-            r.rollup || step.finer,
-            pgpulse.minute_of(format('s.%I', step.time_column), step.step::interval),
-            step.time_column,
-            step.step,
-            same,
-            case step.suffix when '_1m' then format('where s.tx is null or s.tx < %s', upto) end,
-            pgpulse.put_partials(r, step.suffix, 'partials', keys)
-        );
-        if step.suffix = '_1m' then
-            get diagnostics recounted = row_count;
-        end if;
+%14$s$q$,
+                pgpulse.each(pgpulse.quoted(r.keys), ', d.{}'),
+                case finer when '_rows' then pgpulse.partial_of_rows(r)
+                    else pgpulse.partial_of_partials(r) end,
+                pgpulse.minute_of('bucket', step.step),
+                keys,
+                "day",
+                "day" + interval '1 day',
+                case finer when '_rows' then '*' || pgpulse.pairs(r)
+                    else 'bucket' || keys || ', ' || pgpulse.partial_of_stored(r) end,
+                r.rollup || finer,
+                time_column,
+                case finer when '_rows' then format(' and (tx is null or tx < %s)', upto) end,
+                pgpulse.minute_of(format('s.%I', time_column), step.step),
+                step.step,
+                same,
+                pgpulse.put_partials(r, step.suffix, 'partials')
+            );
+            if finer = '_rows' then
+                get diagnostics n = row_count;
+                recounted := recounted + n;
+            end if;
+            finer := step.suffix;
+        end loop;
     end loop;
+    execute format('select exists (select from rollup.%I where tx < $1)', r.rollup || '_changed')
+        into more using upto;
     drop table pg_temp.pgpulse_changed;
     return next;
 end
 $$;
 
-create or replace function pgpulse.refresh_rollups(name text default null)
-returns table (rollup text, added bigint, recounted bigint, fault text)
+-- One at a time moves a rollup; held to the end of the transaction, as poolers need it.
+create or replace function pgpulse.lock_rollup(name text, wait boolean) returns boolean
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    key bigint := hashtextextended('pgpulse rollup ' || name, 0);
+begin
+    if wait then
+        perform pg_advisory_xact_lock(key);
+        return true;
+    end if;
+    return pg_try_advisory_xact_lock(key);
+end
+$$;
+
+create or replace function pgpulse.refresh_rollup(
+    r pgpulse.rollups,
+    upto bigint,
+    most int default null,
+    -- nobody has written more meanwhile
+    few boolean default false
+) returns table (added bigint, recounted bigint, more boolean)
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+#variable_conflict use_column
+declare
+    goal bigint := upto;
+begin
+    r := pgpulse.adopt_rollup(r, upto);
+    if most is not null and not few then
+        upto := pgpulse.refresh_upto(r, upto, most);
+    end if;
+    refresh_rollup.added := pgpulse.add_rows(r, format(
+        'select * from (%s) as fresh where tx >= %s and tx < %s',
+        pgpulse.fresh_query(r), r.rolled_tx, upto
+    ));
+    select f.recounted, f.more or refresh_rollup.upto < goal
+    into refresh_rollup.recounted, refresh_rollup.more
+    from pgpulse.recount_changed(r, upto, (most + 19) / 20) f;
+    update pgpulse.rollups s
+    set rolled_tx = upto,
+        cluster = pgpulse.cluster(),
+        since_rows = r.since_rows,
+        -- While a transaction stays open, rows of later ones wait, and grow many.
+        refreshed_at = case
+            when refresh_rollup.more or upto = r.rolled_tx then refreshed_at
+            else clock_timestamp()
+        end,
+        fault = null
+    where s.rollup = r.rollup;
+    return next;
+end
+$$;
+
+comment on function pgpulse.refresh_rollup is
+    'Adds rows of transactions before upto and recounts what changed; about most rows of it, or all.';
+
+-- Makes known which pages of new rows have which transactions, so that not all of them are read.
+create or replace function pgpulse.summarize(tables regclass[]) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    set local lock_timeout = '100ms';
+    perform brin_summarize_new_values(i.indexrelid)
+    from pg_index i
+    join pg_class c on c.oid = i.indexrelid and c.relkind = 'i'
+    join pg_am m on m.oid = c.relam and m.amname = 'brin'
+    join pg_attribute a on a.attrelid = c.oid and a.attname in ('tx', 'bucket')
+    where i.indrelid = any (tables);
+    set local lock_timeout = default;
+exception when lock_not_available or undefined_table or undefined_object then
+    -- A vacuum is at work: it does the same, or the next call does.
+    null;
+end
+$$;
+
+create or replace function pgpulse.refresh_rollups(name text default null, most int default null)
+returns table (rollup text, added bigint, recounted bigint, more boolean, fault text)
 language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
@@ -714,52 +1037,51 @@ as $$
 #variable_conflict use_column
 declare
     r pgpulse.rollups;
-    upto bigint;
+    done pgpulse.rollups[];
 begin
     for r in
         select * from pgpulse.rollups known
         where known.rollup = coalesce(refresh_rollups.name, known.rollup)
         order by 1
     loop
-        -- Another refresher is at work; held to the end of the transaction, as poolers need it.
-        continue when not pg_try_advisory_xact_lock(hashtextextended('pgpulse rollup ' || r.rollup, 0));
-        -- It may have been quicker: read again what is rolled up, now that we alone move it.
+        continue when not pgpulse.lock_rollup(r.rollup, false);
+        -- Another refresher may have been quicker: read again, now that we alone move it.
         select * into r from pgpulse.rollups known where known.rollup = r.rollup;
         continue when r.rollup is null;
-        upto := txid_snapshot_xmin(txid_current_snapshot());
+        if pgpulse.is_hypertable(r.source) then
+            return query select r.rollup, 0::bigint, 0::bigint, false, pgpulse.tend_caggs(r);
+            continue;
+        end if;
+        done := done || r;
         refresh_rollups.rollup := r.rollup;
         refresh_rollups.fault := null;
         begin
-            select f.added, f.recounted into refresh_rollups.added, refresh_rollups.recounted
-            from pgpulse.refresh_rollup(r, upto) f;
-            update pgpulse.rollups s
-            set rolled_tx = upto, cluster = pgpulse.cluster(), refreshed_at = clock_timestamp(), fault = null
-            where s.rollup = r.rollup;
+            if not exists (select from pg_class where oid = r.source) then
+                raise exception 'The table of rollup "%" does not exist any more', r.rollup;
+            end if;
+            perform pgpulse.summarize(array(select pgpulse.parts_of(r.source)));
+            select f.added, f.recounted, f.more
+            into refresh_rollups.added, refresh_rollups.recounted, refresh_rollups.more
+            from pgpulse.refresh_rollup(
+                r,
+                txid_snapshot_xmin(txid_current_snapshot()),
+                coalesce(most, 2000000),
+                most is null and r.refreshed_at > clock_timestamp() - interval '2 minutes'
+            ) f;
         exception when others then
+            refresh_rollups.added := 0;
+            refresh_rollups.recounted := 0;
+            refresh_rollups.more := false;
             refresh_rollups.fault := sqlerrm;
             update pgpulse.rollups s set fault = sqlerrm where s.rollup = r.rollup;
         end;
         return next;
     end loop;
-    -- Last, as these take locks: who must wait for them waits until the next call instead.
-    for r in
-        select * from pgpulse.rollups known
-        where known.rollup = coalesce(refresh_rollups.name, known.rollup)
-        order by 1
-    loop
+    -- Last, as it takes locks: who must wait for them waits until the next call instead.
+    foreach r in array coalesce(done, '{}') loop
         begin
             set local lock_timeout = '100ms';
-            perform brin_summarize_new_values(i.indexrelid)
-            from (
-                select relid from pg_partition_tree(r.source)
-                union
-                select r.source
-            ) as tree
-            join pg_index i on i.indrelid = tree.relid
-            join pg_class c on c.oid = i.indexrelid and c.relkind = 'i'
-            join pg_am m on m.oid = c.relam and m.amname = 'brin'
-            join pg_attribute a on a.attrelid = c.oid and a.attname = 'tx';
-            perform pgpulse.capture_changes(r, true);
+            perform pgpulse.capture_changes(r, r.rolled_tx);
         exception when lock_not_available or undefined_table then
             null;
         end;
@@ -770,9 +1092,246 @@ $$;
 
 comment on function pgpulse.refresh_rollups is
     'Rolls up what has come, changed and gone since the last call; safe to call from many places. '
-    'added: rows; recounted: rows of one minute made again because of updates and deletes.';
+    'added: rows; recounted: rows of one minute made again because of updates and deletes; more: there '
+    'is more than the most rows that a call takes, and a twentieth of that of recounts. Without most '
+    'these are 2,000,000, and what came in the two minutes since it was up to date is taken uncounted. '
+    'Rows of one transaction go in one piece.';
 
 revoke execute on function pgpulse.refresh_rollups from public;
+
+-- Retention --------------------------------------------------------------------------------------
+
+create or replace function pgpulse.keep_rollup(name text, step text, keep interval) returns void
+language plpgsql
+as $$
+declare
+    steps text[] := '{1m,1h,1d}';
+    suffix text;
+    r pgpulse.rollups;
+begin
+    if not exists (select from pgpulse.rollups known where known.rollup = name) then
+        raise exception 'Cannot set what rollup "%" keeps: there is none of that name', name
+            using hint = 'select rollup from pgpulse.rollups lists them';
+    end if;
+    begin
+        suffix := steps[array_position('{1 minute,1 hour,1 day}'::interval[], step::interval)];
+    exception when invalid_datetime_format then
+        null;
+    end;
+    if suffix is null then
+        raise exception 'Cannot set what rollup "%" keeps: it has no step "%"', name, step
+            using hint = 'Its steps are 1m, 1h and 1d';
+    end if;
+    if keep < interval '1 day' then
+        raise exception 'Cannot keep rollup "%" for %: a day is the least', name, keep
+            using hint = 'Days go as a whole; null keeps them for ever';
+    end if;
+    execute format('update pgpulse.rollups set keep_%s = $1 where rollup = $2', suffix) using keep, name;
+    perform pg_notify('pgpulse', 'pgpulse.streams');
+    select * into r from pgpulse.rollups known where known.rollup = name;
+    if pgpulse.is_hypertable(r.source) then
+        perform pgpulse.set_retention(r);
+    end if;
+end
+$$;
+
+comment on function pgpulse.keep_rollup is
+    'For how long a rollup keeps a step (1m, 1h or 1d); null: for ever. Older days are deleted by '
+    'pgpulse.upkeep, by UTC days. Coarser steps keep what was made of them.';
+
+-- Rows of before that are gone, or will be within a day: then a refresh that is at work cannot meet them
+-- going.
+create or replace function pgpulse.kept_since(source regclass) returns timestamptz
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if to_regclass('pgpulse.storage') is null then
+        return null;
+    end if;
+    return (
+        select now() - s.keep + interval '1 day' from pgpulse.storage s where s.source = kept_since.source
+    );
+end
+$$;
+
+create or replace function pgpulse.rows_retired(source regclass, before timestamptz) returns void
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    r pgpulse.rollups;
+begin
+    for r in select * from pgpulse.rollups known where known.source = pgpulse.name_of(rows_retired.source) loop
+        perform pgpulse.lock_rollup(r.rollup, true);
+        update pgpulse.rollups known
+        set since_rows = greatest(since_rows, before)
+        where known.rollup = r.rollup;
+    end loop;
+end
+$$;
+
+comment on function pgpulse.rows_retired is
+    'Retention of your own says so before it deletes or drops rows of that time: what was rolled up of '
+    'them stays, whatever happens to late rows. That of pgpulse.add_storage need not. Waits for a refresh '
+    'that is at work.';
+
+revoke execute on function pgpulse.rows_retired from public;
+
+-- Declares what retention ends gone, then deletes at most so many rows of it.
+create or replace function pgpulse.retire_rollup(r pgpulse.rollups, most int)
+returns table (deleted bigint, more boolean)
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    step record;
+    n bigint;
+begin
+    if pgpulse.is_hypertable(r.source) then
+        return query select * from pgpulse.retire_caggs(r, most);
+        return;
+    end if;
+    deleted := 0;
+    more := false;
+    for step in
+        select suffix, greatest(since, date_bin('1 day', now() - keep, '2000-01-01 00:00:00+00')) as since
+        from (values
+            ('1m', r.keep_1m, r.since_1m),
+            ('1h', r.keep_1h, r.since_1h),
+            ('1d', r.keep_1d, r.since_1d)
+        ) as steps (suffix, keep, since)
+        where r.retiring or date_bin('1 day', now() - keep, '2000-01-01 00:00:00+00') > since
+    loop
+        execute format('update pgpulse.rollups set since_%s = $1 where rollup = $2', step.suffix)
+            using step.since, r.rollup;
+        execute format(
+            'delete from rollup.%1$I
+            where ctid = any (array(select ctid from rollup.%1$I where bucket < $1 limit $2))',
+            r.rollup || '_' || step.suffix
+        ) using step.since, most;
+        get diagnostics n = row_count;
+        deleted := deleted + n;
+        more := more or n = most;
+        -- New rows take the place of the old ones: what the index knows of the pages is outdated.
+        if n between 1 and most - 1 then
+            perform pgpulse.summarize_anew(format('rollup.%I', r.rollup || '_' || step.suffix)::regclass);
+        end if;
+    end loop;
+    update pgpulse.rollups known
+    set retiring = retire_rollup.more
+    where known.rollup = r.rollup and known.retiring <> retire_rollup.more;
+    return next;
+end
+$$;
+
+create or replace function pgpulse.summarize_anew(relation regclass) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    set local lock_timeout = '100ms';
+    perform brin_desummarize_range(i.indexrelid, page)
+    from pg_index i
+    join pg_class c on c.oid = i.indexrelid
+    join pg_am m on m.oid = c.relam and m.amname = 'brin',
+        generate_series(0, pg_relation_size(relation) / current_setting('block_size')::int - 1, 128) as page
+    where i.indrelid = relation;
+    perform pgpulse.summarize(array[relation]);
+    set local lock_timeout = default;
+exception when lock_not_available then
+    null;
+end
+$$;
+
+-- Upkeep -----------------------------------------------------------------------------------------
+
+create or replace function pgpulse.upkeep()
+returns table (what text, name text, detail text, more boolean, fault text)
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    r pgpulse.rollups;
+    part record;
+    done text[] := '{}';
+begin
+    for part in select * from pgpulse.refresh_rollups() loop
+        what := 'refresh';
+        name := part.rollup;
+        detail := case
+            when part.added + part.recounted > 0
+                then format('%s rows added, %s recounted', part.added, part.recounted)
+        end;
+        more := part.more;
+        fault := part.fault;
+        done := done || part.rollup;
+        return next;
+    end loop;
+    for r in select * from pgpulse.rollups known where known.rollup <> all (done) order by 1 loop
+        what := 'refresh';
+        name := r.rollup;
+        detail := null;
+        more := null;
+        fault := null;
+        return next;
+    end loop;
+    for r in
+        select * from pgpulse.rollups known
+        where known.retiring or coalesce(known.keep_1m, known.keep_1h, known.keep_1d) is not null
+        order by 1
+    loop
+        continue when not pgpulse.lock_rollup(r.rollup, false);
+        select * into r from pgpulse.rollups known where known.rollup = r.rollup;
+        continue when r.rollup is null;
+        what := 'retention';
+        name := r.rollup;
+        more := false;
+        fault := null;
+        begin
+            select format('%s rows of old days deleted', f.deleted), f.more into detail, more
+            from pgpulse.retire_rollup(r, 100000) f;
+            continue when detail like '0 %';
+        exception when others then
+            detail := null;
+            fault := sqlerrm;
+        end;
+        return next;
+    end loop;
+    -- Last, as it takes locks that writers notice if they are held for long.
+    if to_regprocedure('pgpulse.upkeep_storage()') is not null then
+        begin
+            for part in
+                execute 'select action, "table"::text as name, detail, more, fault from pgpulse.upkeep_storage()'
+            loop
+                what := part.action;
+                name := part.name;
+                detail := part.detail;
+                more := part.more;
+                fault := part.fault;
+                return next;
+            end loop;
+        exception when others then
+            what := 'storage';
+            name := null;
+            detail := null;
+            more := false;
+            fault := sqlerrm;
+            return next;
+        end;
+    end if;
+end
+$$;
+
+comment on function pgpulse.upkeep is
+    'One bounded piece of all that has to be done again and again: rollups refreshed, their old days '
+    'deleted, storage tended. Call it every minute, at once again while one says more (null: another '
+    'session is at it); twice at once is safe. scripts/upkeep.ts does so. A fault ends nothing else.';
+
+revoke execute on function pgpulse.upkeep from public;
 
 create or replace function pgpulse.recount_rollup(name text, "from" timestamptz, "to" timestamptz)
 returns void
@@ -786,6 +1345,10 @@ begin
     if r.rollup is null then
         raise exception 'Cannot recount rollup "%": there is none of that name', name
             using hint = 'select rollup from pgpulse.rollups lists them';
+    end if;
+    if pgpulse.is_hypertable(r.source) then
+        perform pgpulse.recount_caggs(r, "from", "to");
+        return;
     end if;
     keys := pgpulse.each(pgpulse.quoted(r.keys), ', {}');
     execute pgpulse.mark_changed(r, format(
@@ -802,7 +1365,8 @@ $$;
 
 comment on function pgpulse.recount_rollup is
     'Has a range counted again from the source at the next refresh: after a write that triggers do not '
-    'see. What was rolled up of rows that are gone from the source is lost in that range.';
+    'see. What was rolled up of rows that are gone from the source is lost in that range, unless '
+    'retention has told pgpulse.rows_retired.';
 
 -- Views follow a new version of this file.
 do $do$
@@ -833,6 +1397,43 @@ as $$
     end
 $$;
 
-comment on function pgpulse.step is
+comment on function pgpulse.step(timestamptz, timestamptz, int, interval) is
     'The step of a rollup that suits a range: rows as they are up to raw, then the finest step that '
     'draws at most this many points. where step = pgpulse.step($__timeFrom(), $__timeTo())';
+
+-- Told immutable although it reads the registry: only so the planner leaves out the other steps, and
+-- what it reads changes once a day.
+create or replace function pgpulse.step(
+    "from" timestamptz,
+    "to" timestamptz,
+    rollup text,
+    points int default 500,
+    raw interval default '2 hours'
+) returns interval
+language plpgsql
+immutable
+parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    return coalesce(
+        (
+            select min(steps.step)
+            from pgpulse.rollups r,
+                lateral (values
+                    (interval '0', r.since_rows),
+                    ('1 minute', r.since_1m),
+                    ('1 hour', r.since_1h),
+                    ('1 day', r.since_1d)
+                ) as steps (step, since)
+            where r.rollup = step.rollup
+                and steps.since <= "from"
+                and steps.step >= pgpulse.step("from", "to", points, raw)
+        ),
+        interval '1 day'
+    );
+end
+$$;
+
+comment on function pgpulse.step(timestamptz, timestamptz, text, int, interval) is
+    'The same, and coarser where retention has ended the finer steps of that rollup.';

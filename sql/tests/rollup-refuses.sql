@@ -30,7 +30,7 @@ begin
         like '%"absent" does not exist';
     assert pg_temp.refusal($q$select pgpulse.drop_rollup('samples')$q$) like '%none of that name';
     assert not exists (select from pgpulse.rollups where rollup = 'samples');
-    assert not exists (select from pg_class where relnamespace = 'rollup'::regnamespace);
+    assert not exists (select from pg_class where relnamespace = 'rollup'::regnamespace and relname like 'samples%');
 
     -- JSON paths as keys and measures; the same call again changes nothing, another is refused.
     for i in 1..2 loop
