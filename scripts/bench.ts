@@ -17,9 +17,10 @@ const HELP = `bench: measures every figure that the README names
 
 Usage: deno task bench [FIGURE ...]
 
-Figures: start latency writers relay backfill (default: all)
+Figures: start latency writers relay backfill history (default: all)
 
   --rounds N    repetitions of each measurement (default: 5)
+  --days N      how far back the figure \`history\` goes (default: 365)
   --help        this text
 
 Needs psql; pgbench for "writers"; GRAFANA_HOME for a real Grafana's share. What cannot be
@@ -468,6 +469,149 @@ async function backfill(rounds: number): Promise<void> {
   report("generate / psql", ratios, "x", "at least 1.0x");
 }
 
+/** Runs one statement; answers with its milliseconds. */
+async function timed(sql: postgres.Sql, text: string): Promise<number> {
+  const started = performance.now();
+  await sql.unsafe(text);
+  return performance.now() - started;
+}
+
+/** A hundred series in machine_metrics: what rollups and storage cost, and how fast history is. */
+async function history(rounds: number, days: number): Promise<void> {
+  const psql = await find("psql");
+  if (!psql) return missing("machine_metrics", "no psql on PATH");
+  await using server = await database();
+  const { sql } = server;
+  const run = async (command: string) => {
+    const out = await new Deno.Command(psql, { args: [server.url, "-qc", command] }).output();
+    if (!out.success) throw new Error(new TextDecoder().decode(out.stderr));
+  };
+  const columns = `machine_id, metric_type, value, "timestamp"`;
+  // Rows of 100 series, each 10 s, in the order in which they come; values with two decimals.
+  const rows = (from: string, to: string) =>
+    `select 'M' || lpad(m::text, 2, '0') as machine_id, k as metric_type, round((50 + 20 * sin(extract(epoch from t) / 7000 + m)
+      + 3 * random())::numeric, 2)::float8 as value, t as "timestamp"
+    from generate_series(timestamptz '${from}', timestamptz '${to}' - interval '10 s', '10 s') t,
+      generate_series(1, 20) m, unnest('{temperature,pressure,speed,power,vibration}'::text[]) k`;
+  const upkeep = async () => {
+    for (let more = true; more;) {
+      const work = await sql`select * from pgpulse.upkeep()`;
+      const fault = work.find((row) => row.fault);
+      if (fault) throw new Error(`upkeep of ${fault.name}: ${fault.fault}`);
+      more = work.some((row) => row.more);
+    }
+  };
+  const day = (ago: number) => new Date(Date.now() - ago * 86_400_000).toISOString().slice(0, 10);
+  const [{ target }] = await sql`select pgpulse.rows_of('machine_metrics')::text as target`;
+
+  // The same COPY into a table with the same indexes and nothing else, and upkeep after it.
+  await sql.unsafe(`create table plain (machine_id text not null, metric_type text not null,
+      value float8, "timestamp" timestamptz not null, zone_number int, target_value float8);
+    create index on plain (machine_id);
+    create index on plain ("timestamp");
+    create index on plain (metric_type);
+    create index on plain (machine_id, metric_type, "timestamp" desc)`);
+  const dir = await Deno.makeTempDir();
+  const file = join(dir, "rows.txt");
+  await run(`\\copy (${rows(day(1), day(0)).replaceAll("\n", " ")} limit 1000000) to '${file}'`);
+  const off: number[] = [];
+  const on: number[] = [];
+  const ratios: number[] = [];
+  const kept: number[] = [];
+  await upkeep();
+  for (let i = 0; i < rounds; i++) {
+    const copy = async (table: string) => {
+      await sql`checkpoint`;
+      const started = performance.now();
+      await run(`\\copy ${table} (${columns}) from '${file}'`);
+      return performance.now() - started;
+    };
+    await sql`truncate plain`;
+    const without = await copy("plain");
+    const beside = await copy(target);
+    const started = performance.now();
+    await upkeep();
+    const work = performance.now() - started;
+    off.push(1e9 / without);
+    on.push(1e9 / beside);
+    ratios.push(without / beside);
+    kept.push(work / beside);
+    await sql.unsafe(`truncate ${target}`);
+    await upkeep();
+  }
+  report("COPY of 1 M points, rollups and storage off", off, "points/s", "");
+  report("the same, on", on, "points/s", "");
+  report("on / off", ratios, "x", "at least 0.80x");
+  report("upkeep / the COPY's own time", kept, "x", "at most 0.35x");
+
+  const month = 30;
+  for (let ago = month; ago > 0; ago--) {
+    await sql.unsafe(
+      `insert into ${target} (${columns}) ${rows(day(ago), day(ago - 1))}`,
+    );
+    await upkeep();
+  }
+  await sql.unsafe("vacuum analyze");
+  const range = (days: number) => `'${day(days)}' and '${day(0)}'`;
+  const one = "machine_id = 'M07' and metric_type = 'speed'";
+  const raw = (where: string) =>
+    `select count(*), avg(value) from machine_metrics where "timestamp" between ${
+      range(month)
+    } ${where}`;
+  const several = async (text: string) => {
+    const samples: number[] = [];
+    await sql.unsafe(text);
+    for (let i = 0; i < rounds; i++) samples.push(await timed(sql, text));
+    return samples;
+  };
+  const rolled = (days: number, where: string) =>
+    several(`select time, machine_id, metric_type, value_avg, value_min, value_max
+      from rollup.machine_metrics
+      where step = pgpulse.step('${day(days)}', '${day(0)}') and time between ${
+      range(days)
+    } ${where}`);
+  report("a month, one series", await rolled(month, `and ${one}`), "ms", "10 ms");
+  report("a month, 100 series", await rolled(month, ""), "ms", "100 ms");
+  const loose = { one: await several(raw(`and ${one}`)), all: await several(raw("")) };
+  const size = async () => {
+    const [{ bytes }] = await sql`
+      select sum(pg_total_relation_size(c.oid))::float8 as bytes
+      from pg_class c
+      where c.relnamespace::regnamespace::text in ('rows', 'packed') and c.relkind in ('r')`;
+    return bytes as number;
+  };
+  const wide = await size();
+  await sql`update pgpulse.storage set pack_after = '0'`;
+  await upkeep();
+  await sql.unsafe("vacuum analyze");
+  const narrow = await size();
+  report("a month of rows", [wide / 1e6], "MB", "");
+  report("the same, packed", [narrow / 1e6], "MB", "");
+  report("packed history smaller by", [100 - 100 * narrow / wide], "%", "95 %");
+  const ratio = (a: number[], b: number[]) => a.map((x, i) => x / b[i]);
+  const packed = { one: await several(raw(`and ${one}`)), all: await several(raw("")) };
+  report("every row of one series, a month, unpacked", loose.one, "ms", "");
+  report("packed / unpacked", ratio(packed.one, loose.one), "x", "at most 2x");
+  report("every row of 100 series, a month, unpacked", loose.all, "ms", "");
+  report("packed / unpacked", ratio(packed.all, loose.all), "x", "at most 1.5x");
+
+  // The rest of the year straight into packed form and rollups, as the generator writes it.
+  const started = performance.now();
+  let points = 0;
+  for (let ago = month; ago < days; ago += 5) {
+    const { count } = await sql.unsafe(`create unlogged table stage as
+      ${rows(day(Math.min(days, ago + 5)), day(ago))}`);
+    points += count;
+    await sql.unsafe(`select pgpulse.pack_from('machine_metrics', 'stage'); drop table stage`);
+  }
+  if (!points) return;
+  report("made and packed", [points / (performance.now() - started) * 1000], "points/s", "");
+  await upkeep();
+  await sql.unsafe("vacuum analyze");
+  report(`${days} days, one series`, await rolled(days, `and ${one}`), "ms", "20 ms");
+  report(`${days} days, 100 series`, await rolled(days, ""), "ms", "50 ms");
+}
+
 async function find(command: string): Promise<string | undefined> {
   const out = await new Deno.Command("sh", {
     args: [
@@ -545,12 +689,13 @@ async function start(rounds: number): Promise<void> {
   else missing("dev, warm, to a healthy Grafana", "GRAFANA_HOME is not set");
 }
 
-const FIGURES: Record<string, (rounds: number) => Promise<void>> = {
+const FIGURES: Record<string, (rounds: number, days: number) => Promise<void>> = {
   start,
   latency,
   writers,
   relay: relayCost,
   backfill,
+  history,
 };
 
 async function main(args: string[]): Promise<void> {
@@ -559,6 +704,7 @@ async function main(args: string[]): Promise<void> {
     allowPositionals: true,
     options: {
       rounds: { type: "string", default: "5" },
+      days: { type: "string", default: "365" },
       writer: { type: "string" },
       help: { type: "boolean", short: "h" },
     },
@@ -572,7 +718,9 @@ async function main(args: string[]): Promise<void> {
     }
   }
   console.log(`| figure | measured: median (least to most) | goal |\n|---|---|---|`);
-  for (const name of names) await FIGURES[name](Number(values.rounds));
+  for (const name of names) {
+    await FIGURES[name](Number(values.rounds), Number(values.days));
+  }
 }
 
 if (import.meta.main) {

@@ -1,7 +1,7 @@
 /**
  * The supervisor: one command from nothing to a live panel.
  *
- *     deno task dev [--no-grafana] [--json]
+ *     deno task dev [--no-grafana] [--no-factory] [--json]
  *     deno task status [--json]
  *
  * Starts PostgreSQL, the migrations, Grafana and the scripts, and keeps them running. Each is one
@@ -13,7 +13,7 @@
  */
 import { createHash } from "node:crypto";
 import { createRequire } from "node:module";
-import { dirname, join } from "node:path";
+import { basename, dirname, join } from "node:path";
 import { createInterface } from "node:readline";
 import { Readable } from "node:stream";
 import { setTimeout as setTimer } from "node:timers/promises";
@@ -53,6 +53,8 @@ export interface Part {
   advice?: string;
   port?: number;
   address?: string;
+  /** The start is over without it. */
+  background?: boolean;
   /** Where to click, printed once when it has started. */
   links?(): string[];
 }
@@ -139,7 +141,9 @@ export function supervise(
   const announced = new Set<Part>();
   let late = false;
   const patience = setTimeout(() => announce(late = true), t.patience);
-  function announce(over = states.every((s) => !["waiting", "starting"].includes(s.health))) {
+  const onTheWay = ({ name, background }: Part) =>
+    !background && ["waiting", "starting"].includes(stateOf(name).health);
+  function announce(over = !parts.some(onTheWay)) {
     if (signal.aborted || !(over || late || announced.size)) return;
     for (const part of parts) {
       if (!part.links || announced.has(part) || !well(part.name)) continue;
@@ -812,23 +816,45 @@ async function importInto(url: string, token: string, db: Database): Promise<str
     await call("GET", `${path}${uid}`)
       ? await call("PUT", `${path}${uid}`, body)
       : await call("POST", path.replace(/(\/uid)?\/$/, ""), body);
-  for (const { datasources } of await readFolder("provisioning/datasources", sourceEnv(db))) {
-    for (const source of datasources) await put("/datasources/uid/", source.uid, source);
+  for (const { datasources = [] } of await readFolder("datasources", sourceEnv(db))) {
+    for (const source of datasources) {
+      if (source.url) await put("/datasources/uid/", source.uid, source);
+    }
   }
-  if (!await call("GET", "/folders/pgpulse")) {
-    await call("POST", "/folders", { uid: "pgpulse", title: "pgpulse" });
-  }
-  const dashboards = await readFolder("dashboards");
-  for (const dashboard of dashboards) {
-    const body = { dashboard: { ...dashboard, id: null }, folderUid: "pgpulse", overwrite: true };
+  /** The folder of that path, made where it is missing; its uid. */
+  const folder = async (path: string): Promise<string> => {
+    if (path === ".") return "";
+    const uid = path.toLowerCase().replace(/[^a-z0-9]+/g, "-").slice(0, 40);
+    if (!await call("GET", `/folders/${uid}`)) {
+      const parentUid = await folder(dirname(path));
+      await call("POST", "/folders", { uid, title: basename(path), parentUid });
+    }
+    return uid;
+  };
+  const dashboards = await dashboardFiles();
+  for (const path of dashboards) {
+    const dashboard = JSON.parse(await Deno.readTextFile(join(ROOT, "grafana/dashboards", path)));
+    const folderUid = await folder(dirname(path));
+    const body = { dashboard: { ...dashboard, id: null }, folderUid, overwrite: true };
     await call("POST", "/dashboards/db", body);
   }
-  const groups = (await readFolder("provisioning/alerting")).flatMap((file) => file.groups ?? []);
-  for (const { name, rules } of groups) {
-    for (const rule of rules) {
-      const body = { ...rule, folderUID: "pgpulse", ruleGroup: name, orgID: 1 };
-      await put("/v1/provisioning/alert-rules/", rule.uid, body);
-    }
+  const groups = (await readFolder("alerting")).flatMap((file) => file.groups ?? []);
+  for (const group of groups) {
+    const folderUid = await folder(group.folder ?? "pgpulse");
+    const [, n, unit] = /^(\d+)([smh])$/.exec(group.interval) ?? [null, 1, "m"];
+    const rules = group.rules.map((rule: Record<string, unknown>) => (
+      { ...rule, folderUID: folderUid, ruleGroup: group.name, orgID: 1 }
+    ));
+    await call(
+      "PUT",
+      `/v1/provisioning/folder/${folderUid}/rule-groups/${encodeURIComponent(group.name)}`,
+      {
+        title: group.name,
+        folderUid,
+        interval: Number(n) * { s: 1, m: 60, h: 3600 }[unit as "s" | "m" | "h"],
+        rules,
+      },
+    );
   }
   const rules = groups.flatMap((group) => group.rules).length;
   return `the data source, ${dashboards.length} dashboards and ${rules} alert rule${
@@ -836,13 +862,26 @@ async function importInto(url: string, token: string, db: Database): Promise<str
   }`;
 }
 
-/** The files of a folder of grafana/; in provisioned ones Grafana expands $NAME, and $$ is a $. */
+/** Paths of the dashboards within grafana/dashboards, whose folders are Grafana's. */
+async function dashboardFiles(folder = ""): Promise<string[]> {
+  const files: string[] = [];
+  for await (
+    const { name, isDirectory } of Deno.readDir(join(ROOT, "grafana/dashboards", folder))
+  ) {
+    const path = join(folder, name);
+    if (isDirectory) files.push(...await dashboardFiles(path));
+    else if (name.endsWith(".json")) files.push(path);
+  }
+  return files.sort();
+}
+
+/** The files of a folder of grafana/provisioning; Grafana expands $NAME in them, and $$ is a $. */
 async function readFolder(
   name: string,
   variables: Record<string, string> = {},
   // deno-lint-ignore no-explicit-any -- Grafana's own formats
 ): Promise<any[]> {
-  const folder = join(ROOT, "grafana", name);
+  const folder = join(ROOT, "grafana/provisioning", name);
   const files = await Array.fromAsync(Deno.readDir(folder), (file) => file.name);
   const expand = (value: unknown): unknown =>
     typeof value === "string"
@@ -852,20 +891,23 @@ async function readFolder(
       : value && typeof value === "object"
       ? Object.fromEntries(Object.entries(value).map(([key, inner]) => [key, expand(inner)]))
       : value;
-  return files.filter((file) => /\.(json|ya?ml)$/.test(file)).sort().map((file) => {
-    const content = YAML.parse(Deno.readTextFileSync(join(folder, file)));
-    return name.startsWith("provisioning") ? expand(content) : content;
-  });
+  return files.filter((file) => /\.(json|ya?ml)$/.test(file)).sort()
+    .map((file) => expand(YAML.parse(Deno.readTextFileSync(join(folder, file)))));
 }
 
 /** What grafana/provisioning/datasources asks of the environment. */
 function sourceEnv(db: Database) {
   return {
-    PGPULSE_DB_URL: db.host,
-    PGPULSE_DB_NAME: db.name,
-    PGPULSE_DB_SSLMODE: db.sslmode,
+    // A pooler or a replica, where it is not the database itself.
+    PGPULSE_DB_URL: given("PGPULSE_DB_URL") ?? db.host,
+    PGPULSE_DB_NAME: given("PGPULSE_DB_NAME") ?? db.name,
+    PGPULSE_DB_SSLMODE: given("PGPULSE_DB_SSLMODE") ?? db.sslmode,
     GRAFANA_DB_USER: db.reader,
     GRAFANA_DB_PASSWORD: db.passwords.GRAFANA_DB_PASSWORD,
+    INFLUX_URL: given("INFLUX_URL") ?? "",
+    INFLUX_BUCKET: given("INFLUX_BUCKET") ?? "pgpulse",
+    INFLUX_USER: given("INFLUX_USER") ?? "",
+    INFLUX_PASSWORD: given("INFLUX_PASSWORD") ?? "",
   };
 }
 
@@ -880,6 +922,7 @@ const STATE = join(ROOT, ".pgpulse");
 interface Setting {
   log: Log;
   grafana: boolean;
+  factory: boolean;
   /** Passwords may be printed. */
   show: boolean;
   ports: Record<string, number>;
@@ -934,7 +977,6 @@ function choosePort({ ports, log }: Setting, part: string, variable: string, usu
 async function plan(setting: Setting): Promise<Part[]> {
   const db = await findDatabase(setting);
   const port = choosePort(setting, "relay", "RELAY_PORT", 8090);
-  const { part: grafana, push } = planGrafana(setting, db);
   const { tasks } = JSON.parse(await Deno.readTextFile(join(ROOT, "deno.json")));
   const task = (name: string, args: string[], env: Record<string, string> = {}): Command => {
     const [, ...words] = tasks[name].command.replaceAll('"', "").split(" ");
@@ -942,6 +984,16 @@ async function plan(setting: Setting): Promise<Part[]> {
     const options = { cwd: ROOT };
     return { command: Deno.execPath(), args: [...words, ...args], env: all, options };
   };
+  // Once for each time that Grafana comes up, as wrong passwords lock its administrator.
+  const contactPoints = (env: Record<string, string>) => {
+    const { command, args, ...rest } = task("contact-points", [], env);
+    run(command, args, { env: rest.env, ...rest.options }).then(({ success, text }) => {
+      for (const line of text.split("\n").filter(Boolean)) {
+        setting.log("grafana", line, success ? undefined : "warn");
+      }
+    });
+  };
+  const { part: grafana, push } = planGrafana(setting, db, contactPoints);
   return [
     db.external ? foreignDatabase(db) : ownDatabase(db, setting),
     {
@@ -966,6 +1018,13 @@ async function plan(setting: Setting): Promise<Part[]> {
       address: `http://localhost:${port}`,
       links: () => [`Live page    http://localhost:${port}/`],
     },
+    {
+      name: "upkeep",
+      after: ["migrate"],
+      start: () => task("upkeep", []),
+      probe: queries(`select string_agg('rollup ' || rollup || ': ' || fault, '; ') as trouble
+        from pgpulse.rollups where fault is not null`),
+    },
     // Samples to look at; nobody wants them among data of their own.
     ...db.external ? [] : [
       {
@@ -978,7 +1037,23 @@ async function plan(setting: Setting): Promise<Part[]> {
         after: ["migrate"],
         start: () => task("generate", ["live"]),
       },
+      ...setting.factory ? factoryParts(["migrate", ...grafana.map(({ name }) => name)], task) : [],
     ],
+  ];
+}
+
+/** A plant to look at, once all else stands: its last hours and its present, then its past. */
+function factoryParts(after: string[], task: (name: string, args: string[]) => Command): Part[] {
+  const factory = (...args: string[]) => () => task("generate", ["factory", ...args]);
+  return [
+    { name: "factory", after, background: true, start: factory("--backfill", "6h", "--follow") },
+    {
+      name: "factory-past",
+      after: ["factory"],
+      background: true,
+      once: true,
+      start: factory("--backfill", "90d", "--interval", "1h"),
+    },
   ];
 }
 
@@ -1116,12 +1191,13 @@ async function createDatabase(): Promise<void> {
 }
 
 /** A probe that asks the database, over one connection that stays. */
-function queries(): NonNullable<Part["probe"]> {
+function queries(query = "select null as trouble"): NonNullable<Part["probe"]> {
   let kept: postgres.Sql | undefined;
   return async () => {
     const sql = kept ??= connect({ max: 1, connection: { application_name: "pgpulse dev" } });
     try {
-      await limited(3_500, () => sql`select 1`);
+      const [{ trouble }] = await limited(3_500, () => sql.unsafe(query));
+      return trouble;
     } catch (error) {
       kept = undefined;
       sql.end({ timeout: 0 }).catch(() => {});
@@ -1193,19 +1269,26 @@ function masked(url: string): string {
 function planGrafana(
   setting: Setting,
   db: Database,
+  contactPoints: (env: Record<string, string>) => void,
 ): { part: Part[]; push: Record<string, string> } {
   const urls = given("GRAFANA_URL")?.split(",").map((url) => url.trim().replace(/\/$/, "")) ?? [];
   if (!setting.grafana) return { part: [], push: { GRAFANA_URL: "" } };
-  if (urls.length) return { part: [foreignGrafana(urls, setting, db)], push: {} };
+  if (urls.length) {
+    return { part: [foreignGrafana(urls, setting, db, contactPoints)], push: {} };
+  }
   const port = choosePort(setting, "grafana", "GRAFANA_PORT", 3000);
   const sign = {
     GF_SECURITY_ADMIN_USER: given("GF_SECURITY_ADMIN_USER", "GRAFANA_ADMIN_USER") ?? "admin",
     GF_SECURITY_ADMIN_PASSWORD: given("GF_SECURITY_ADMIN_PASSWORD", "GRAFANA_ADMIN_PASSWORD") ??
       setting.secret("grafana admin"),
   };
+  const push = { GRAFANA_URL: `http://127.0.0.1:${port}`, ...sign };
   return {
-    part: [ownGrafana(port, sign, setting, db)],
-    push: { GRAFANA_URL: `http://127.0.0.1:${port}`, ...sign },
+    part: [{
+      ...ownGrafana(port, sign, setting, db),
+      ready: () => contactPoints({ ...push, GRAFANA_TOKEN: "", GRAFANA_API_KEY: "" }),
+    }],
+    push,
   };
 }
 
@@ -1236,6 +1319,10 @@ function ownGrafana(
     GF_AUTH_ANONYMOUS_ORG_ROLE: "Viewer",
     GF_PLUGINS_PREINSTALL_DISABLED: "true",
     PGPULSE_DASHBOARDS: join(files, "dashboards"),
+    PGPULSE_INFLUX_DASHBOARDS: join(
+      files,
+      given("INFLUX_URL") ? "influxdb" : "provisioning/plugins",
+    ),
     ...sourceEnv(db),
     // The owner's; no business of Grafana's.
     DATABASE_URL: "",
@@ -1273,7 +1360,12 @@ function ownGrafana(
 }
 
 /** Grafanas that run elsewhere: watched, and filled where there is a token. */
-function foreignGrafana(urls: string[], { log }: Setting, db: Database): Part {
+function foreignGrafana(
+  urls: string[],
+  { log }: Setting,
+  db: Database,
+  contactPoints: (env: Record<string, string>) => void,
+): Part {
   const tokens = given("GRAFANA_TOKEN", "GRAFANA_API_KEY")?.split(",").map((t) => t.trim()) ?? [];
   const probes = urls.map((url) => answers(`${url}/api/health`));
   const fill = async (url: string, token?: string) => {
@@ -1283,9 +1375,10 @@ function foreignGrafana(urls: string[], { log }: Setting, db: Database): Part {
     }
     if (token) {
       log("grafana", `Brought ${await importInto(url, token, db)} into "${url}"`);
+      contactPoints({ GRAFANA_URL: url, GRAFANA_TOKEN: token });
     } else {
       const text = `Make in "${url}" a PostgreSQL data source with uid "pgpulse-postgresql" for ` +
-        `${db.host}, database ${db.name}, user ${db.reader}; then import grafana/dashboards/*.json`;
+        `${db.host}, database ${db.name}, user ${db.reader}; then import the files of grafana/dashboards`;
       log("grafana", `${text}. Or set GRAFANA_TOKEN (role Admin) to have it done`, "warn");
     }
   };
@@ -1574,7 +1667,7 @@ function status(json: boolean): number {
 }
 
 /** Runs everything until a signal comes. */
-async function dev(json: boolean, grafana: boolean): Promise<number> {
+async function dev(json: boolean, grafana: boolean, factory: boolean): Promise<number> {
   await Deno.mkdir(STATE, { recursive: true });
   using lock = await Deno.open(join(STATE, "lock"), { create: true, write: true });
   if (!lock.tryLockSync(true)) {
@@ -1603,7 +1696,7 @@ async function dev(json: boolean, grafana: boolean): Promise<number> {
   if (stopped) return 0;
   const { ports } = saved;
   const { secret, all } = readSecrets(log);
-  const parts = await plan({ log, grafana, show: !json, ports, secret });
+  const parts = await plan({ log, grafana, factory, show: !json, ports, secret });
   const inherited = Object.entries(Deno.env.toObject())
     .flatMap(([name, value]) => /PASSWORD|TOKEN|_KEY$/.test(name) ? value.split(",") : []);
   hidden.push(...[...Object.values(all), ...inherited].filter((word) => word.length > 7));
@@ -1630,7 +1723,7 @@ async function dev(json: boolean, grafana: boolean): Promise<number> {
 
 const HELP = `pgpulse: from nothing to a live panel, and all of it watched
 
-Usage: deno task dev [--no-grafana] [--json]
+Usage: deno task dev [--no-grafana] [--no-factory] [--json]
        deno task status [--json]
 
 Starts PostgreSQL, the migrations, Grafana, the relay and the generators, restarts what fails, and
@@ -1640,6 +1733,7 @@ prints where to click. Ctrl-C stops all of it. Data and passwords stay in .pgpul
   status           what runs: parts, pids, ports, health; exit status 0 when all is healthy,
                    1 when something is not, 3 when nothing runs
   --no-grafana     without Grafana; the relay's own page shows the streams
+  --no-factory     without the sample factory: 90 days of 20 machines, made in the background
   --json           one JSON object a line: time, part, level, message
   --help           this text
 
@@ -1658,6 +1752,10 @@ Environment:
   GRAFANA_URL, GRAFANA_TOKEN
                    a Grafana that runs already, and a token of the role Admin to fill it with the
                    data source, the dashboards and the alert rules; lists with commas are allowed
+  PGPULSE_DB_URL   a pooler or a replica, host:port, for Grafana's queries (the database itself);
+                   also PGPULSE_DB_NAME and PGPULSE_DB_SSLMODE
+  ALERT_EMAIL, ALERT_SLACK_URL, ALERT_PAGERDUTY_KEY, ALERT_WEBHOOK_URL
+                   where alerts go; see scripts/contact-points.ts --help
   RELAY_PORT       port of the relay (8090, else the next free one)
   XDG_CACHE_HOME   where a downloaded Grafana is kept (~/.cache; ~/Library/Caches on macOS)
   NO_COLOR         no colours
@@ -1680,7 +1778,12 @@ async function main(args: string[]): Promise<number> {
     const { values, positionals: [command = "start", ...more] } = parseArgs({
       args,
       allowPositionals: true,
-      options: { "no-grafana": flag, json: flag, help: { ...flag, short: "h" } },
+      options: {
+        "no-grafana": flag,
+        "no-factory": flag,
+        json: flag,
+        help: { ...flag, short: "h" },
+      },
     });
     if (values.help) return console.log(HELP), 0;
     if (more.length || !["start", "status"].includes(command)) {
@@ -1690,7 +1793,7 @@ async function main(args: string[]): Promise<number> {
       throw new Error("Cannot run on Windows itself; use WSL, or docker compose up");
     }
     if (command === "status") return status(values.json);
-    return await dev(values.json, !values["no-grafana"]);
+    return await dev(values.json, !values["no-grafana"], !values["no-factory"]);
   } catch (error) {
     console.error(reason(error));
     return 1;

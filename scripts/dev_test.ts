@@ -378,7 +378,9 @@ async function checkout(env: Record<string, string> = {}) {
         async healthy() {
           await until("all is healthy", () => {
             const { pid, parts } = saved();
-            return pid === child.pid && parts.every((p) => /healthy|done/.test(p.health));
+            const well = ({ name, health }: State) =>
+              name === "factory-past" || /healthy|done/.test(health);
+            return pid === child.pid && parts.every(well);
           }, 30_000);
         },
       };
@@ -411,12 +413,17 @@ Deno.test("dev starts it all, status shows it, a signal ends it", async () => {
   const { parts, running, pid } = await here.status();
   ok(running);
   strictEqual(pid, dev.child.pid);
+  const past = parts.pop();
+  strictEqual(past.name, "factory-past");
+  match(past.health, /starting|done/);
   deepStrictEqual(parts.map((p: { name: string; health: string }) => `${p.name} ${p.health}`), [
     "postgres healthy",
     "migrate done",
     "relay healthy",
+    "upkeep healthy",
     "generate healthy",
     "generate-live healthy",
+    "factory healthy",
   ]);
   match((await here.run("status")).stdout, /^relay .* healthy +http:\/\/localhost:\d+$/m);
 
@@ -426,7 +433,7 @@ Deno.test("dev starts it all, status shows it, a signal ends it", async () => {
 
   await until("it says where to click", () => dev.lines.some((l) => l.includes("Live page")));
   strictEqual(await dev.stop(), 0);
-  ok(pidsOf({ parts }).every(gone));
+  ok(pidsOf({ parts: [...parts, past] }).every(gone));
   strictEqual((await here.run("status")).code, 3);
   const secrets = JSON.parse(await Deno.readTextFile(join(here.root, ".pgpulse/secrets.json")));
   for (const secret of Object.values(secrets)) ok(!dev.lines.join("\n").includes(`${secret}`));
@@ -435,7 +442,7 @@ Deno.test("dev starts it all, status shows it, a signal ends it", async () => {
 
 Deno.test("kill -9 of each part and of the supervisor is got over", async () => {
   await using here = await checkout();
-  const dev = here.start("--no-grafana", "--json");
+  const dev = here.start("--no-factory", "--no-grafana", "--json");
   await dev.healthy();
   for (const name of ["relay", "generate", "postgres"]) {
     const { pid } = here.part(name);
@@ -452,10 +459,10 @@ Deno.test("kill -9 of each part and of the supervisor is got over", async () => 
   await dev.stop("SIGKILL");
   ok(pidsOf(left).some((pid) => !gone(pid)));
   strictEqual((await here.run("status")).code, 3);
-  const again = here.start("--no-grafana");
+  const again = here.start("--no-factory", "--no-grafana");
   await again.healthy();
   ok(pidsOf(left).every(gone));
-  strictEqual(again.lines.filter((line) => line.includes("left by a supervisor")).length, 4);
+  strictEqual(again.lines.filter((line) => line.includes("left by a supervisor")).length, 5);
   strictEqual(here.part("postgres").port, left.parts[0].port);
   strictEqual(await again.stop("SIGINT"), 0);
 });
@@ -468,7 +475,7 @@ Deno.test("taken ports, lost and damaged files, reused pids are got over", async
   await Deno.mkdir(folder);
   await Deno.writeTextFile(state, JSON.stringify({ ports: { postgres: port } }));
   using _other = Deno.listen({ hostname: "127.0.0.1", port });
-  let dev = here.start("--no-grafana");
+  let dev = here.start("--no-factory", "--no-grafana");
   await dev.healthy();
   const used = here.part("postgres").port!;
   ok(used > port);
@@ -480,7 +487,7 @@ Deno.test("taken ports, lost and damaged files, reused pids are got over", async
   const ports = { postgres: used };
   await Deno.writeTextFile(state, JSON.stringify({ pid: 1, started: "x", ports, parts }));
   await Deno.remove(join(folder, "secrets.json"));
-  dev = here.start("--no-grafana");
+  dev = here.start("--no-factory", "--no-grafana");
   await dev.healthy();
   strictEqual(here.part("postgres").port, used);
   await dev.stop();
@@ -488,7 +495,7 @@ Deno.test("taken ports, lost and damaged files, reused pids are got over", async
   sleeper.kill();
   await sleeper.status;
   await Deno.writeTextFile(state, "{ half a fi");
-  dev = here.start("--no-grafana");
+  dev = here.start("--no-factory", "--no-grafana");
   await dev.healthy();
   strictEqual(dev.lines.filter((line) => line.includes('state.json" is damaged')).length, 1);
   await dev.stop();
@@ -497,7 +504,7 @@ Deno.test("taken ports, lost and damaged files, reused pids are got over", async
 Deno.test("a signal during the start ends it, too", async () => {
   await using here = await checkout();
   for (const after of [150, 600, 1_500]) {
-    const dev = here.start("--no-grafana");
+    const dev = here.start("--no-factory", "--no-grafana");
     await new Promise((done) => setTimeout(done, after));
     await dev.stop();
     strictEqual((await here.run("status")).code, 3);
@@ -510,7 +517,7 @@ Deno.test("a database of one's own is used; roles that refuse us are told once",
   await using server = await testServer();
   await server.sql`create role server login password 'of somebody'`;
   await using here = await checkout({ DATABASE_URL: server.url });
-  let dev = here.start("--no-grafana");
+  let dev = here.start("--no-factory", "--no-grafana");
   await dev.healthy();
   ok(!here.part("postgres").pid && !here.part("postgres").address!.includes("secret"));
   strictEqual(dev.lines.filter((l) => l.includes(`The scripts log in as "user"`)).length, 1);
@@ -523,7 +530,7 @@ Deno.test("a database of one's own is used; roles that refuse us are told once",
   await dev.stop();
   await server.sql`alter role server password 'known to us'`;
   here.env.DB_PASSWORD = "known to us";
-  dev = here.start("--no-grafana");
+  dev = here.start("--no-factory", "--no-grafana");
   await dev.healthy();
   ok(!dev.lines.some((line) => line.includes("The scripts log in as")));
   await until("the scripts are server", () => asUser("server"));
@@ -556,7 +563,7 @@ Deno.test("Grafana gets its settings; its sign-in is printed once, and renewed",
   const home = join(here.root, "grafana-home");
   await fakeGrafana(home);
   here.env.GRAFANA_HOME = home;
-  let dev = here.start();
+  let dev = here.start("--no-factory");
   await dev.healthy();
   const file = await Deno.readTextFile(join(here.root, ".pgpulse/secrets.json"));
   const password = JSON.parse(file)["grafana admin"];
@@ -583,12 +590,12 @@ Deno.test("Grafana gets its settings; its sign-in is printed once, and renewed",
   ) ok(env.split("\n").includes(line), line);
   await dev.stop();
   here.env.GRAFANA_ADMIN_PASSWORD = "chosen by me";
-  dev = here.start();
+  dev = here.start("--no-factory");
   await dev.healthy();
   match(await Deno.readTextFile(join(home, "calls")), /^reset to chosen by me$/m);
   ok(!dev.lines.join("\n").includes("chosen by me"));
   await dev.stop();
-  dev = here.start();
+  dev = here.start("--no-factory");
   await dev.healthy();
   await dev.stop();
   strictEqual((await Deno.readTextFile(join(home, "calls"))).match(/^reset/gm)?.length, 1);
@@ -606,7 +613,7 @@ Deno.test("a Grafana that runs already is filled, or it says what to import", as
       if (request.method === "GET" && !pathname.endsWith("health")) {
         return new Response("{}", { status: known });
       }
-      if (pathname.endsWith("alert-rules")) calls.push(JSON.parse(body).title);
+      if (pathname.includes("/rule-groups/")) calls.push(JSON.parse(body).rules[0].title);
       if (pathname === "/api/dashboards/db") calls.push(JSON.parse(body).dashboard.uid);
       return Response.json({});
     },
@@ -620,7 +627,7 @@ Deno.test("a Grafana that runs already is filled, or it says what to import", as
     join(alerting, "a.json"),
     JSON.stringify({ groups: [{ name: "g", rules: [{ uid: "r", title: "{{ $$values }}" }] }] }),
   );
-  let dev = here.start();
+  let dev = here.start("--no-factory");
   await dev.healthy();
   await until("it says what to do", () => dev.lines.some((l) => l.includes("set GRAFANA_TOKEN")));
   await dev.stop();
@@ -633,7 +640,7 @@ Deno.test("a Grafana that runs already is filled, or it says what to import", as
     ]
   ) {
     calls.length = 0;
-    dev = here.start();
+    dev = here.start("--no-factory");
     await dev.healthy();
     await until(
       "it is imported",

@@ -5,7 +5,14 @@ import { join } from "node:path";
 import { ROOT } from "./testing.ts";
 
 /** Scripts that people copy to a host, one file each. */
-const SCRIPTS = ["dev.ts", "generate.ts", "migrate.ts", "notify-relay.ts"];
+const SCRIPTS = [
+  "contact-points.ts",
+  "dev.ts",
+  "generate.ts",
+  "migrate.ts",
+  "notify-relay.ts",
+  "upkeep.ts",
+];
 
 const read = (path: string) => Deno.readTextFileSync(join(ROOT, path));
 const files = [...Deno.readDirSync(join(ROOT, "scripts"))].map(({ name }) => name)

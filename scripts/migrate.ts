@@ -430,7 +430,9 @@ async function open(seconds: number): Promise<Session> {
       await sql.end({ timeout: 0 });
       const { code = "" } = error as { code?: string };
       if (!code) throw error;
-      const why = explain(error, sql).replace("or DB_PASSWORD", "or POSTGRES_PASSWORD");
+      const why = explain(error, sql).replace("or DB_PASSWORD", "or POSTGRES_PASSWORD")
+        // After an upgrade of its package nothing else works in a database that has the extension.
+        .replace(/.*timescaledb-[^"]*".*/, "$&; $ psql -X -c 'alter extension timescaledb update'");
       const starting = /^(ECONN|EPIPE|EAI_AGAIN|CONNECT|53300|57P)/.test(code);
       if (!starting || !seconds) throw new Error(why);
       if (Date.now() >= end) throw new Error(`${why} (waited ${seconds} s)`);

@@ -29,14 +29,17 @@ export const quietPort = () => freePort(10_000 + Math.floor(Math.random() * 20_0
 
 /** Starts a fresh PostgreSQL with the empty database `testdb`. */
 export async function testServer(
-  { major = 18, settings = [] as string[] }: {
+  { major = 18, settings = [] as string[], bin }: {
     major?: keyof typeof EMBEDDED;
     settings?: string[];
+    /** Folder with the programs of another PostgreSQL. */
+    bin?: string;
   } = {},
 ): Promise<TestServer> {
   const dir = await Deno.makeTempDir({ prefix: "pgpulse-test-" });
   await Deno.chmod(dir, 0o755);
   const pg = await embedded(join(dir, "state"), major);
+  if (bin) pg.home = dirname(bin);
   const data = join(pg.state, "data");
   await initData(pg, data, "secret");
   const port = quietPort();

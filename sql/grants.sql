@@ -3,6 +3,9 @@
 -- Runs as its owner: whoever may call it could keep the relays from their work.
 revoke execute on function pgpulse.hold_lease from public;
 
+-- Who may read or write a stored table needs to get at what is behind it; the tables have own rights.
+grant usage on schema rows, packed to public;
+
 do $$
 declare
     sequence regclass;
@@ -10,9 +13,16 @@ begin
     if to_regrole('server') is not null then
         grant usage on schema public, live, rollup, pgpulse to server;
         grant select, insert on public.metrics, public.live_metrics to server;
+        grant select, insert on public.machine_metrics to server;
+        grant select, insert, update, delete
+            on public.machines, public.machine_history, public.energy_consumption, public.production,
+            public.alarms, public.maintenance, public.downtime
+            to server;
         for sequence in
             select s::regclass
-            from unnest(array['metrics', 'live_metrics']) t, pg_get_serial_sequence('public.' || t, 'id') s
+            from unnest(array['metrics', 'live_metrics', 'alarms', 'maintenance', 'downtime']) t
+            join pg_attribute a on a.attrelid = ('public.' || t)::regclass and a.attname = 'id',
+                pg_get_serial_sequence('public.' || t, 'id') s
             where s is not null
         loop
             execute format('grant usage on sequence %s to server', sequence);
@@ -22,7 +32,21 @@ begin
         grant select on pgpulse.rollups to server;
         grant select on all tables in schema rollup to server;
         grant execute on all functions in schema rollup to server;
-        grant execute on function pgpulse.hold_lease, pgpulse.refresh_rollups to server;
+        grant select on pgpulse.sinks to server;
+        grant execute on function
+            pgpulse.first_sink, pgpulse.plan_sink, pgpulse.read_sink, pgpulse.ack_sink
+            to server;
+        grant execute on function pgpulse.hold_lease, pgpulse.refresh_rollups, pgpulse.upkeep to server;
+        grant select on pgpulse.storage to server;
+        grant select, insert on all tables in schema rows to server;
+        grant usage on all sequences in schema rows to server;
+        grant select on all tables in schema packed to server;
+        grant execute on all functions in schema packed to server;
+        grant execute on function pgpulse.upkeep_storage to server;
+        alter default privileges in schema rows grant select, insert on tables to server;
+        alter default privileges in schema rows grant usage on sequences to server;
+        alter default privileges in schema packed grant select on tables to server;
+        alter default privileges in schema packed grant execute on functions to server;
         alter default privileges in schema live, rollup grant select on tables to server;
         alter default privileges in schema rollup grant execute on functions to server;
     end if;
@@ -40,15 +64,15 @@ begin
         for part in
             select c.oid::regclass as name, case c.relkind when 'S' then 'sequence' else 'table' end as kind
             from pg_class c
-            where c.relnamespace::regnamespace::text in ('public', 'live', 'rollup', 'pgpulse')
+            where c.relnamespace::regnamespace::text in ('public', 'live', 'rollup', 'rows', 'packed', 'pgpulse')
                 and c.relkind in ('r', 'p', 'v', 'm', 'f', 'S')
                 and pg_has_role(c.relowner, 'usage')
         loop
             execute format('grant select on %s %s to grafana_readonly', part.kind, part.name);
         end loop;
-        grant execute on all functions in schema rollup to grafana_readonly;
-        alter default privileges in schema rollup grant execute on functions to grafana_readonly;
-        alter default privileges in schema public, live, rollup, pgpulse
+        grant execute on all functions in schema rollup, packed to grafana_readonly;
+        alter default privileges in schema rollup, packed grant execute on functions to grafana_readonly;
+        alter default privileges in schema public, live, rollup, rows, packed, pgpulse
             grant select on tables to grafana_readonly;
         alter default privileges in schema public, live, pgpulse
             grant select on sequences to grafana_readonly;
@@ -61,6 +85,7 @@ do $$
 declare
     who record;
 begin
+    perform pgpulse.yield_time_bucket();
     if to_regnamespace('compat') is null then
         return;
     end if;

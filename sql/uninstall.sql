@@ -2,9 +2,30 @@
 --     psql -1 -c 'set pgpulse.data = on' -f sql/uninstall.sql
 -- (deno task migrate --uninstall [--data] does the same, lists it first, and asks.)
 
--- Rollups leave their sources as they were, without the column tx.
+-- The factory's views go, and what stands behind machines becomes a table of that name again.
+do $$
+declare
+    name text;
+begin
+    foreach name in array array['machine_metrics_hourly', 'machine_oee_hourly', 'unknown_machines', 'machines'] loop
+        if obj_description(to_regclass('public.' || name), 'pg_class') like 'pgpulse:%'
+            and (select relkind from pg_class where oid = to_regclass('public.' || name)) = 'v' then
+            raise notice 'drops view public.%', name;
+            execute format('drop view public.%I cascade', name);
+        end if;
+    end loop;
+    if to_regclass('public.machine_states') is not null and to_regclass('public.machines') is null then
+        alter table public.machine_states rename to machines;
+    end if;
+end
+$$;
+
+-- Sinks and rollups leave their sources as they were, without the column tx.
 do $$
 begin
+    if to_regclass('pgpulse.sinks') is not null then
+        perform pgpulse.drop_sink(sink) from pgpulse.sinks;
+    end if;
     if to_regclass('pgpulse.rollups') is not null then
         perform pgpulse.drop_rollup(rollup) from pgpulse.rollups;
     end if;
@@ -24,6 +45,25 @@ begin
             and option = 'search_path="$user", public, compat'
     ) then
         execute format('alter database %I reset search_path', current_database());
+    end if;
+end
+$$;
+
+-- Stored tables stay stored, readable and writable under their names: their views need nothing of
+-- schema pgpulse. But nobody makes partitions and packs any more; pgpulse.drop_storage, before this,
+-- makes a plain table. A comment keeps the settings for the next migrate.
+do $$
+declare
+    s record;
+begin
+    if to_regclass('pgpulse.storage') is not null then
+        for s in
+            select k.packed, k.source, jsonb_strip_nulls(to_jsonb(k) - '{draining,draining_for,fault}'::text[]) as settings
+            from pgpulse.storage k
+        loop
+            raise notice 'keeps % as it is stored: a view over schemas rows and packed', s.source;
+            execute format('comment on table %s is %L', s.packed, s.settings);
+        end loop;
     end if;
 end
 $$;
@@ -53,7 +93,15 @@ declare
 begin
     foreach name in array array[
         'metrics',
-        'live_metrics'
+        'live_metrics',
+        'machines',
+        'machine_history',
+        'machine_metrics',
+        'energy_consumption',
+        'production',
+        'alarms',
+        'maintenance',
+        'downtime'
     ] loop
         if to_regclass('public.' || name) is null then
             continue;
@@ -62,9 +110,33 @@ begin
             raise notice 'keeps table public.%: migrate did not make it', name;
         elsif coalesce(current_setting('pgpulse.data', true), '') = 'on' then
             raise notice 'drops table public.% with its data', name;
-            execute format('drop table public.%I cascade', name);
+            if (select relkind from pg_class where oid = to_regclass('public.' || name)) = 'v' then
+                execute format('drop view public.%I cascade', name);
+                execute format('drop table rows.%1$I, packed.%1$I cascade', name);
+                execute format('drop function rows.%I()', name || '_write');
+            else
+                execute format('drop table public.%I cascade', name);
+            end if;
         else
             raise notice 'keeps table public.% with its data', name;
+        end if;
+    end loop;
+end
+$$;
+
+-- Behind stored tables that stay, these stay too.
+do $$
+declare
+    name text;
+begin
+    foreach name in array array['rows', 'packed'] loop
+        if to_regnamespace(name) is not null and not exists (
+            select
+            from pg_class
+            where relnamespace in (to_regnamespace('rows'), to_regnamespace('packed')) and relkind in ('r', 'p', 'v')
+        ) then
+            raise notice 'drops schema %', name;
+            execute format('drop schema %I cascade', name);
         end if;
     end loop;
 end

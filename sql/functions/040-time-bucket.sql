@@ -2,9 +2,8 @@
 
 do $migrate$
 begin
-    -- The extension brings its own; ours must not be in the way of its schema, nor of a reader.
+    -- The extension brings its own; where it came later, ours yields at the end of every migrate.
     if exists (select from pg_extension where extname = 'timescaledb') then
-        drop schema if exists compat cascade;
         return;
     end if;
 
