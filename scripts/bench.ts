@@ -600,7 +600,8 @@ async function history(rounds: number, days: number): Promise<void> {
   let points = 0;
   for (let ago = month; ago < days; ago += 5) {
     const { count } = await sql.unsafe(`create unlogged table stage as
-      ${rows(day(Math.min(days, ago + 5)), day(ago))}`);
+      select *, null::int as zone_number, null::float8 as target_value
+      from (${rows(day(Math.min(days, ago + 5)), day(ago))}) as made`);
     points += count;
     await sql.unsafe(`select pgpulse.pack_from('machine_metrics', 'stage'); drop table stage`);
   }
