@@ -1022,8 +1022,12 @@ async function plan(setting: Setting): Promise<Part[]> {
       name: "upkeep",
       after: ["migrate"],
       start: () => task("upkeep", []),
-      probe: queries(`select string_agg('rollup ' || rollup || ': ' || fault, '; ') as trouble
-        from pgpulse.rollups where fault is not null`),
+      probe: queries(`select string_agg(fault, '; ') as trouble
+        from (
+          select 'rollup ' || rollup || ': ' || fault as fault from pgpulse.rollups
+          union all
+          select fault from pgpulse.storage
+        ) as faults`),
     },
     // Samples to look at; nobody wants them among data of their own.
     ...db.external ? [] : [
@@ -1726,8 +1730,8 @@ const HELP = `pgpulse: from nothing to a live panel, and all of it watched
 Usage: deno task dev [--no-grafana] [--no-factory] [--json]
        deno task status [--json]
 
-Starts PostgreSQL, the migrations, Grafana, the relay and the generators, restarts what fails, and
-prints where to click. Ctrl-C stops all of it. Data and passwords stay in .pgpulse/ of the checkout.
+Starts PostgreSQL, the migrations, Grafana, the relay, upkeep and the generators, restarts what
+fails, and prints where to click. Ctrl-C stops all of it. Data and passwords stay in .pgpulse/ of the checkout.
 
   start            the default
   status           what runs: parts, pids, ports, health; exit status 0 when all is healthy,

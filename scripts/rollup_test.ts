@@ -294,6 +294,21 @@ Deno.test("rollups", async (t) => {
     },
   );
 
+  await t.step("rows that are moved ahead of all others, and others that come there", async () => {
+    const { sql } = server;
+    await sql.unsafe(SAMPLES).simple();
+    for (const day of [1, 2, 3]) {
+      await sql`insert into samples (machine, value, at) values ('a', ${day}, '2026-01-05Z')`;
+      await refresh(sql);
+      await sql`update samples set at = '2026-02-01Z'::timestamptz + ${day} * interval '1 day'`;
+      await refresh(sql);
+      await sql`insert into samples (machine, value, at)
+        values ('a', 7, '2026-02-01Z'::timestamptz + ${day} * interval '1 day')`;
+      await refresh(sql);
+      deepStrictEqual([...await differences(sql)], []);
+    }
+  });
+
   await t.step("a rollup that fails says why and holds up no other; rights", async () => {
     const { sql } = server;
     await sql.unsafe(SAMPLES).simple();

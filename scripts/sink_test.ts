@@ -347,7 +347,7 @@ test("every row arrives, whatever fails meanwhile", async () => {
   let relay = await own.relay();
   await until("some are taken", () => influx.taken > 0);
   await sql`insert into samples select 'b', i, '2026-01-01 12:00Z'::timestamptz + i * interval '0.9 s', i
-    from generate_series(1, 130000) i`;
+    from generate_series(1, 105000) i`;
   let n = 0;
   let writing = true;
   const writer = (async () => {
@@ -363,7 +363,7 @@ test("every row arrives, whatever fails meanwhile", async () => {
     return until("it goes on", () => influx.requests.length >= before + count, 20_000);
   };
   // kill -9 in the midst of a batch.
-  influx.delay = 300;
+  influx.delay = 150;
   await passes(3);
   await relay.end("SIGKILL");
   relay = await own.relay();
@@ -513,4 +513,31 @@ test("a sink begins where it was told to, and anew where the database was restor
   await sql`select pgpulse.add_sink('samples', 'at', '{machine}', '{n}')`;
   await relay.said(/^Sink "samples" is sent again/);
   await until("it does", () => influx.points.has("samples,machine=new 1767312000000000000"));
+});
+
+test("packed rows are sent as others; what was not sent yet is not packed", async () => {
+  await using own = await (await setup()).world("packed");
+  const { sql, influx } = own;
+  influx.databases.add("pgpulse");
+  await sql`create table samples (machine text, n bigint, at timestamptz not null, value float8)`;
+  await sql`insert into samples select 'm' || i % 3, i, now() - i * interval '1 h', i
+    from generate_series(1, 500) i`;
+  await sql.unsafe(SINK);
+  await sql`select pgpulse.add_storage('samples', 'at', keys => '{machine}', period => '1 day',
+    pack_after => '7 days')`;
+  const upkeep = async () => {
+    while ((await sql`select * from pgpulse.upkeep_storage()`).some(({ more }) => more));
+    const [{ raw }] = await sql`
+      select count(*)::int as raw from samples where tx > 0 and at < now() - interval '9 days'`;
+    return raw;
+  };
+  strictEqual(await upkeep(), 0, "all of the old ones are packed");
+  const relay = await own.relay();
+  await complete(sql, influx);
+  await relay.end();
+  await sql`insert into samples values ('late', 1, now() - interval '12 days', 1)`;
+  strictEqual(await upkeep(), 1, "it waits for the sink");
+  await own.relay();
+  await complete(sql, influx);
+  await until("it is packed then", async () => await upkeep() === 0);
 });

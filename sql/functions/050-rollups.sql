@@ -179,7 +179,10 @@ $q$ || case when not fresh then $q$on conflict (%8$s) do update set
         or (excluded.{}_last_at, excluded.{}_last) > (t.{}_last_at, t.{}_last)
         then excluded.{}_last else t.{}_last end,
     {}_last_at = greatest(t.{}_last_at, excluded.{}_last_at)$q$),
-        string_agg(quote_ident(c.name) || case when a.attcollation <> 0 then ' collate "C"' else '' end, ', ' order by i),
+        string_agg(
+            quote_ident(c.name) || case when a.attcollation <> 0 then ' collate "C"' else '' end,
+            ', ' order by i
+        ),
         string_agg(quote_ident(c.name), ', ' order by i)
     )
     from unnest(r.keys || 'bucket'::text) with ordinality as c (name, i)
@@ -419,7 +422,11 @@ declare
     done bigint;
 begin
     select rolled_tx into done from pgpulse.rollups where rollup = %3$L;
-    return (select coalesce(min("time"), 'infinity') from (%4$s) as fresh where tx >= done);
+    -- "offset 0", or an index on the time would be read from its begin until such a row is found.
+    return (
+        select coalesce(min("time"), 'infinity')
+        from (select "time" from (%4$s) as fresh where tx >= done offset 0) as tail
+    );
 end
 $f$
 $q$,
@@ -944,6 +951,9 @@ where s.bucket = d.bucket%4$s$q$,
     end loop;
     execute format('select exists (select from rollup.%I where tx < $1)', r.rollup || '_changed')
         into more using upto;
+    update pgpulse.rollups known
+    set newest = greatest(known.newest, (select max(bucket) from pg_temp.pgpulse_changed))
+    where known.rollup = r.rollup;
     drop table pg_temp.pgpulse_changed;
     return next;
 end
@@ -1022,7 +1032,7 @@ begin
     join pg_attribute a on a.attrelid = c.oid and a.attname in ('tx', 'bucket')
     where i.indrelid = any (tables);
     set local lock_timeout = default;
-exception when lock_not_available or undefined_table or undefined_object then
+exception when lock_not_available or insufficient_privilege or undefined_table or undefined_object then
     -- A vacuum is at work: it does the same, or the next call does.
     null;
 end

@@ -228,6 +228,15 @@ begin
 end
 $$;
 
+-- The hypertable that takes over, while pgpulse.move_to_timescale is under way.
+create or replace function pgpulse.twin_of(s pgpulse.storage) returns text
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select format('packed.%I', left(relname, 50) || '_hypertable') from pg_class where oid = s.source
+$$;
+
 -- Time that one row of arrays covers. Fixed, so that the view can compute with it.
 create or replace function pgpulse.chunk(s pgpulse.storage) returns interval
 language sql
@@ -548,6 +557,43 @@ as %L$q$,
 end
 $$;
 
+-- The stretches where anything is packed, those of a level put together where some lie in one of the
+-- next level, until they are few: each gate costs each query, and each empty period those of all time.
+create or replace function pgpulse.branches(s pgpulse.storage)
+returns table (level int, starts timestamptz, "from" timestamptz)
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    found timestamptz[] := s.stretches;
+    levels int[] := array_fill(2, array[cardinality(found)]);
+    wider interval;
+begin
+    for next_level in 3..5 loop
+        exit when cardinality(found) <= 8;
+        wider := pgpulse.chunk(s) * 8 ^ next_level;
+        select array_agg(p.at order by p.at), array_agg(p.level order by p.at)
+        into found, levels
+        from (
+            select distinct
+                case when b.n > 1 then b.parent else b.at end as at,
+                case when b.n > 1 then next_level else b.level end as level
+            from (
+                select
+                    u.*,
+                    date_bin(wider, u.at, '1970-01-01 00:00:00+00') as parent,
+                    count(*) over (partition by date_bin(wider, u.at, '1970-01-01 00:00:00+00')) as n
+                from unnest(found, levels) as u (at, level)
+            ) as b
+        ) as p;
+    end loop;
+    return query
+    select u.level, u.at, (select min(known) from unnest(s.stretches) known where known >= u.at)
+    from unnest(levels, found) as u (level, at);
+end
+$$;
+
 -- The public name, as far as it changes when more is packed.
 create or replace function pgpulse.make_view(s pgpulse.storage) returns void
 language plpgsql
@@ -556,41 +602,41 @@ set timezone = 'UTC'
 as $$
 declare
     base text := (select relname from pg_class where oid = s.packed);
-    seconds float8 := extract(epoch from pgpulse.chunk(s));
-    columns text := (select string_agg(name, ', ') from pgpulse.packed_columns(s));
-    arms text[] := array[format('select %s from %s', columns, s.rows)];
-    gates text;
-    span float8;
-    place text;
+    arms text[] := array[format(
+        'select %s from %s', (select string_agg(name, ', ') from pgpulse.packed_columns(s)), s.rows
+    )];
 begin
-    if s.packed_from is not null then
-        for level in 1..5 loop
-            span := seconds * 8 ^ level;
-            place := base || '_' || 8 ^ level;
-            exit when ceil(date_part('epoch', s.packed_to) / span)
-                - floor(date_part('epoch', s.packed_from) / span) <= 8;
-        end loop;
-        select string_agg(
-            pgpulse.gate(
-                s,
-                format('packed.%I(%s)', place, i * span),
-                format('timestamptz %L', greatest(to_timestamp(i * span), s.packed_from)),
-                format('timestamptz %L', least(to_timestamp((i + 1) * span), s.packed_to)),
-                -- Rollups ask for rows of late transactions: there are none.
-                (select ' and tx = 0' from pgpulse.packed_columns(s) where family = 'tx')
-            ),
-            E'\nunion all\n' order by i
-        )
-        into gates
-        from generate_series(
-            floor(date_part('epoch', s.packed_from) / span)::int,
-            ceil(date_part('epoch', s.packed_to) / span)::int - 1
-        ) i;
+    if to_regclass(pgpulse.twin_of(s)) is not null then
         arms := arms || format(
-            E'select %1$s from (\nwith barrier as (select 1)\n%2$s\nunion all\nselect %3$s\n) as s',
+            'select %s from %s',
+            (
+                select string_agg(case family when 'tx' then '0::bigint as ' else '' end || name, ', ')
+                from pgpulse.packed_columns(s)
+            ),
+            pgpulse.twin_of(s)
+        );
+    end if;
+    if s.stretches <> '{}' then
+        arms := arms || format(
+            E'select %s from (\nwith barrier as (select 1)\n%s\nunion all\nselect %s\n) as s',
             -- Functions lose what is in brackets: numeric(10, 2).
             (select string_agg(format('%s::%s', name, type), ', ') from pgpulse.packed_columns(s)),
-            gates,
+            (
+                select string_agg(
+                    pgpulse.gate(
+                        s,
+                        format('packed.%I(%s)', base || '_' || 8 ^ b.level, date_part('epoch', b.starts)),
+                        format('timestamptz %L', b."from"),
+                        format(
+                            'timestamptz %L', least(b.starts + pgpulse.chunk(s) * 8 ^ b.level, s.packed_to)
+                        ),
+                        -- Rollups ask for rows of late transactions: there are none.
+                        (select ' and tx = 0' from pgpulse.packed_columns(s) where family = 'tx')
+                    ),
+                    E'\nunion all\n' order by b.starts
+                )
+                from pgpulse.branches(s) b
+            ),
             pgpulse.nothing(s)
         );
     end if;
@@ -600,31 +646,47 @@ begin
 end
 $$;
 
--- Makes the view reach these times. Rarely: up to three quarters of pack_after from now, so that it
--- holds for a while, and queries of recent times still find the gate shut.
+-- Makes the view find what is packed between these times. Its end moves rarely: to three quarters of
+-- pack_after from now, so that it holds for a while, and queries of recent times find the gate shut.
 create or replace function pgpulse.reach(s pgpulse.storage, "from" timestamptz, "to" timestamptz)
-returns void
+returns boolean
 language plpgsql
 set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 as $$
+declare
+    stretch interval := pgpulse.chunk(s) * 64;
+    wanted timestamptz[];
 begin
-    if "from" >= s.packed_from and "to" <= s.packed_to then
-        return;
+    execute format(
+        'select array_agg(distinct at) from (
+            select date_bin($1, chunk$at, ''1970-01-01 00:00:00+00'') as at
+            from %s
+            where chunk$at >= $2 and chunk$at < $3
+            union all
+            select date_bin($1, $2, ''1970-01-01 00:00:00+00'')
+        ) as stretches',
+        s.packed
+    ) into wanted using stretch, "from", "to";
+    if wanted <@ s.stretches and "to" <= s.packed_to then
+        return false;
     end if;
-    s.packed_from := least(
-        s.packed_from,
-        date_bin(pgpulse.chunk(s) * 64, "from", '1970-01-01 00:00:00+00')
-    );
+    -- Without those that retention has emptied.
+    execute format(
+        'select array_agg(distinct at order by at) from unnest($1 || $2) at
+        where at = any ($2) or exists (select from %s where chunk$at >= at and chunk$at < at + $3)',
+        s.packed
+    ) into s.stretches using s.stretches, wanted, stretch;
     s.packed_to := greatest(
         s.packed_to,
         "to",
         pgpulse.chunk_of(s, now() - coalesce(s.pack_after, '7 days') * 0.75)
     );
     update pgpulse.storage t
-    set packed_from = s.packed_from, packed_to = s.packed_to
+    set stretches = s.stretches, packed_to = s.packed_to
     where t.source = s.source;
     perform pgpulse.make_view(s);
+    return true;
 end
 $$;
 
@@ -669,11 +731,13 @@ declare
     before numeric;
     after numeric;
 begin
-    execute format('select count(*), min(%1$s), max(%1$s) from %2$s as fresh', period, relation)
+    execute format('select count(*), min(%1$I), max(%1$I) from %2$s as fresh', s.time_column, relation)
     into fresh, first, last;
     if fresh = 0 then
         return 0;
     end if;
+    first := pgpulse.chunk_of(s, first);
+    last := pgpulse.chunk_of(s, last);
     execute format('select $3 or exists (select from %s where chunk$at between $1 and $2)', s.packed)
     into verify using first, last, verify;
     if verify then
@@ -808,6 +872,15 @@ as $$
     where i.inhparent = parent and bound is not null
 $$;
 
+-- Rows that only move, or go for good, change nothing that was rolled up of them. No attribute of the
+-- functions that do so: only superusers may write such a one for a setting of ours.
+create or replace function pgpulse.silence_rollups(silent boolean) returns void
+language sql
+set search_path = pg_catalog, pg_temp
+as $$
+    select set_config('pgpulse.keep_rollups', case when silent then 'on' else 'off' end, true)
+$$;
+
 -- Makes the partition for a time, if there is none. Rows of it that the default partition took in are
 -- moved there, before writers are held off for the last of them.
 create or replace function pgpulse.make_partition(s pgpulse.storage, at timestamptz) returns text
@@ -815,7 +888,6 @@ language plpgsql
 set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 set lock_timeout = '100ms'
-set pgpulse.keep_rollups = on
 as $$
 declare
     base text := (select relname from pg_class where oid = s.rows);
@@ -827,6 +899,7 @@ declare
     moving text;
     moved bigint;
 begin
+    perform pgpulse.silence_rollups(true);
     if at is null or exists (select from pgpulse.bounds(s.rows) b where b."from" <= at and b."to" > at) then
         return null;
     end if;
@@ -1100,13 +1173,11 @@ begin
         end if;
     end loop;
 
-    bare.packed_from := null;
+    bare.stretches := '{}';
     perform pgpulse.make_view(bare);
     perform pgpulse.make_rows_view(s);
     perform pgpulse.make_tree(s);
-    if s.packed_from is not null then
-        perform pgpulse.make_view(s);
-    end if;
+    perform pgpulse.make_view(s);
 
     -- Defaults of the table hold for who writes through the view.
     for c in
@@ -1161,7 +1232,7 @@ begin
     where r.%5$I = old.%5$I and %6$s
     limit 1;
     if part is null then
-        raise exception 'Cannot %% a packed row of "%7$s"', lower(tg_op)
+%8$s        raise exception 'Cannot %% a packed row of "%7$s"', lower(tg_op)
             using detail = format('Its time is %%s', old.%5$I),
                 hint = format('First bring that time back as rows: select pgpulse.unpack(%%L, %%L, %%L)',
                     %7$L, old.%5$I, old.%5$I + interval '1 second');
@@ -1175,7 +1246,15 @@ begin
 end
 $f$
 $q$,
-        writer, s.rows, written, "values", s.time_column, same, s.source
+        writer, s.rows, written, "values", s.time_column, same, s.source,
+        case when to_regclass(pgpulse.twin_of(s)) is not null then format(
+            $q$        if exists (select from %1$s r where r.%2$I = old.%2$I and %3$s) then
+            raise exception 'Cannot %% a row of "%4$s" that has gone over to TimescaleDB', lower(tg_op)
+                using hint = 'It can be done when pgpulse.move_to_timescale has come to its end';
+        end if;
+$q$,
+            pgpulse.twin_of(s), s.time_column, same, s.source
+        ) end
     );
     execute format('revoke execute on function %s from public', writer);
     execute format(
@@ -1202,13 +1281,13 @@ create or replace function pgpulse.enclose(
 language plpgsql
 set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
-set pgpulse.keep_rollups = on
 as $$
 declare
     upto timestamptz := date_trunc(case period when interval '1 day' then 'day' else 'month' end, now()) + period;
     c record;
     piece text;
 begin
+    perform pgpulse.silence_rollups(true);
     for c in
         select i.relname, i.oid
         from pg_index x
@@ -1304,8 +1383,8 @@ declare
     c record;
     is_empty boolean;
 begin
-    if pgpulse.timescale() is not null then
-        perform pgpulse.add_hypertable(source, time_column, keys, period, pack_after, keep, ahead);
+    if pgpulse.is_hypertable(source) then
+        perform pgpulse.add_hypertable(source, time_column, keys, period, pack_after, keep);
         return;
     end if;
     if period not in (interval '1 day', interval '1 month') then
@@ -1397,6 +1476,11 @@ begin
         raise exception 'Cannot store "%": foreign keys of % point to it', public_name, found
             using hint = 'Packed rows cannot be pointed to: drop these foreign keys';
     end if;
+    -- set pgpulse.backend = plain leaves TimescaleDB aside.
+    if pgpulse.timescale() is not null and current_setting('pgpulse.backend', true) is distinct from 'plain' then
+        perform pgpulse.add_hypertable(source, time_column, keys, period, pack_after, keep);
+        return;
+    end if;
     if (select relrowsecurity from pg_class where oid = source) then
         raise exception 'Cannot store "%": it has row-level security', public_name
             using hint = 'Packed rows would show to everybody who may read it';
@@ -1459,6 +1543,7 @@ begin
     s.keep := keep;
     s.ahead := ahead;
     s.parts := '{}';
+    s.stretches := '{}';
     execute format('alter table %s set schema rows', source);
     if kind = 'r' then
         perform pgpulse.enclose(source, table_name, time_column, period, pieces);
@@ -1511,6 +1596,7 @@ begin
         );
     end if;
     update pgpulse.rollups r set source = s.source where r.source in (add_storage.source, s.rows);
+    update pgpulse.sinks k set source = s.source where k.source in (add_storage.source, s.rows);
     foreach piece in array views loop
         begin
             execute piece;
@@ -1531,6 +1617,7 @@ begin
     perform pgpulse.make_partition(s, at)
     from generate_series(now(), now() + ahead, period) at;
     perform pgpulse.make_partition(s, now() + ahead);
+    perform pgpulse.silence_rollups(false);
 end
 $$;
 
@@ -1543,13 +1630,33 @@ comment on function pgpulse.add_storage is
 
 revoke execute on function pgpulse.add_storage from public;
 
+-- The relations and functions of a stored table, which has nothing in them any more.
+create or replace function pgpulse.drop_parts(s pgpulse.storage) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    base text := (select relname from pg_class where oid = s.packed);
+begin
+    execute format('drop view %s', s.source);
+    execute format('drop function rows.%I()', left(base, 56) || '_write');
+    for level in 1..5 loop
+        execute format('drop function packed.%I(float8)', base || '_' || 8 ^ level);
+    end loop;
+    execute format('drop view packed.%I', base || '_rows');
+    execute format('drop table %s, %s', s.rows, s.packed);
+end
+$$;
+
 create or replace function pgpulse.drop_storage(source regclass) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 declare
-    s pgpulse.storage := pgpulse.stored(source, 'drop storage of');
+    s pgpulse.storage := case
+        when not pgpulse.is_hypertable(source) then pgpulse.stored(source, 'drop storage of')
+    end;
     base text := (select relname from pg_class where oid = s.packed);
     schema_name text := (select relnamespace::regnamespace::text from pg_class where oid = s.source);
     table_name text := (select relname from pg_class where oid = s.source);
@@ -1559,6 +1666,10 @@ declare
     piece text;
     columns text;
 begin
+    if pgpulse.is_hypertable(source) then
+        perform pgpulse.drop_hypertable(source);
+        return;
+    end if;
     perform pg_advisory_xact_lock(hashtextextended('pgpulse storage ' || s.rows::oid, 0));
     raise notice 'Copies all rows of "%" into a plain table, in one transaction: writers wait until it ends', s.source;
     execute format('lock table %s in access exclusive mode', s.source);
@@ -1594,14 +1705,9 @@ begin
         execute piece;
     end loop;
     update pgpulse.rollups r set source = drop_storage.source where r.source = s.source;
+    update pgpulse.sinks k set source = drop_storage.source where k.source = s.source;
     delete from pgpulse.storage d where d.source = s.source;
-    execute format('drop view %s', s.source);
-    execute format('drop function rows.%I()', left(base, 56) || '_write');
-    for level in 1..5 loop
-        execute format('drop function packed.%I(float8)', base || '_' || 8 ^ level);
-    end loop;
-    execute format('drop view packed.%I', base || '_rows');
-    execute format('drop table %s, %s', s.rows, s.packed);
+    perform pgpulse.drop_parts(s);
     foreach piece in array pieces loop
         execute piece;
     end loop;
@@ -1616,90 +1722,23 @@ revoke execute on function pgpulse.drop_storage from public;
 
 -- --- packing -------------------------------------------------------------------------------------
 
-create or replace function pgpulse.roll_rows(rollup text, relation text) returns bigint
-language plpgsql
-set search_path = pg_catalog, pg_temp
-set enable_sort = off
-set work_mem = '64MB'
-set jit = off
-as $$
-#variable_conflict use_column
-declare
-    r pgpulse.rollups;
-    keys text;
-    added bigint;
-begin
-    perform pg_advisory_xact_lock(hashtextextended('pgpulse rollup ' || roll_rows.rollup, 0));
-    select * into r from pgpulse.rollups known where known.rollup = roll_rows.rollup;
-    keys := pgpulse.each(pgpulse.quoted(r.keys), ', {}');
-    execute format(
-        $q$with _1m as materialized (
-    select %1$s as bucket%2$s, %3$s
-    from (
-        select *%4$s
-        from (
-            select "time"%2$s%5$s
-            from (select %6$I as "time"%7$s%8$s from %9$s as fresh) as source
-            where "time" >= '1900-01-01 00:00:00+00' and "time" < '2200-01-01 00:00:00+00'
-        ) as rows
-        offset 0
-    ) as fresh
-    group by 1%2$s
-), _1h as materialized (
-    select %10$s as bucket%2$s, %12$s
-    from _1m
-    group by 1%2$s
-), _1d as materialized (
-    select %11$s as bucket%2$s, %12$s
-    from _1h
-    group by 1%2$s
-), put_1m as (
-%13$s
-), put_1h as (
-%14$s
-), put_1d as (
-%15$s
-)
-select coalesce(sum(points), 0) from _1d$q$,
-        pgpulse.minute_of('"time"'),
-        keys,
-        pgpulse.partial_of_rows(r),
-        pgpulse.each(r.measures, $q$,
-    case when "{}" is not null then array[date_part('epoch', "time"), "{}"] end as "{}_pair"$q$),
-        pgpulse.each(r.measures, ', case when abs("{}") <= 1e300 then "{}" end as "{}"'),
-        r.time_column,
-        (select coalesce(string_agg(format(', %s as %I', e, n), ''), '')
-            from unnest(r.keys, r.key_expressions) as k (n, e)),
-        (select string_agg(format(', (%s)::float8 as %I', e, n), '')
-            from unnest(r.measures, r.measure_expressions) as m (n, e)),
-        relation,
-        pgpulse.minute_of('_1m.bucket', '1 hour'),
-        pgpulse.minute_of('_1h.bucket', '1 day'),
-        pgpulse.partial_of_partials(r),
-        pgpulse.put_partials(r, '_1m', '_1m', keys),
-        pgpulse.put_partials(r, '_1h', '_1h', keys),
-        pgpulse.put_partials(r, '_1d', '_1d', keys)
-    ) into added;
-    return added;
-end
-$$;
-
-comment on function pgpulse.roll_rows is
-    'Adds rows to a rollup that its source gets packed, so that no refresh will see them come.';
-
-revoke execute on function pgpulse.roll_rows from public;
-
 create or replace function pgpulse.pack_from(name regclass, from_table regclass) returns bigint
 language plpgsql
 set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 as $$
 declare
-    s pgpulse.storage := pgpulse.stored(name, 'pack rows into');
+    s pgpulse.storage := case
+        when not pgpulse.is_hypertable(name) then pgpulse.stored(name, 'pack rows into')
+    end;
+    r pgpulse.rollups;
     missing text;
     history text;
     written text;
 begin
+    if s.source is null then
+        return pgpulse.fill_hypertable(name, from_table);
+    end if;
     select string_agg(c.name, ', ') into missing
     from pgpulse.packed_columns(s) c
     where c.family <> 'tx'
@@ -1724,10 +1763,13 @@ begin
         'insert into %1$s (%2$s) select %2$s from %3$s where (%4$s) is not true',
         s.rows, written, from_table, history
     );
-    perform pgpulse.roll_rows(r.rollup, format('(select * from %s where %s)', from_table, history))
-    from pgpulse.rollups r
-    where r.source = s.source;
-    return pgpulse.put_packed(s, format('(select * from %s where %s)', from_table, history), false);
+    history := format('(select * from %s where %s)', from_table, history);
+    for r in select * from pgpulse.rollups known where known.source = s.source order by known.rollup loop
+        perform pgpulse.lock_rollup(r.rollup, true);
+        select * into r from pgpulse.rollups known where known.rollup = r.rollup;
+        perform pgpulse.add_rows(r, pgpulse.rows_query(r, history || ' as fresh', '0::bigint'));
+    end loop;
+    return pgpulse.put_packed(s, history, false);
 end
 $$;
 
@@ -1746,17 +1788,20 @@ create or replace function pgpulse.unpack(
 language plpgsql
 set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
-set pgpulse.keep_rollups = on
 as $$
 declare
-    s pgpulse.storage := pgpulse.stored(name, 'unpack');
-    view text := format('packed.%I', (select relname from pg_class where oid = s.packed) || '_rows');
+    s pgpulse.storage := case when not pgpulse.is_hypertable(name) then pgpulse.stored(name, 'unpack') end;
+    view text := (select format('packed.%I', relname || '_rows') from pg_class where oid = s.packed);
     written text;
     "values" text;
     at timestamptz;
     unpacked bigint := 0;
     n bigint;
 begin
+    perform pgpulse.silence_rollups(true);
+    if pgpulse.is_hypertable(name) then
+        return pgpulse.unpack_hypertable(name, "from", "to", hold);
+    end if;
     perform pg_advisory_xact_lock(hashtextextended('pgpulse storage ' || s.rows::oid, 0));
     select
         string_agg(c.name, ', '),
@@ -1779,6 +1824,7 @@ begin
         unpacked := unpacked + n;
     end loop;
     update pgpulse.storage t set hold_until = greatest(hold_until, now() + hold) where t.source = s.source;
+    perform pgpulse.silence_rollups(false);
     return unpacked;
 end
 $$;
@@ -1821,7 +1867,6 @@ language plpgsql
 set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 set lock_timeout = '100ms'
-set pgpulse.keep_rollups = on
 as $$
 declare
     base text := (select relname from pg_class where oid = s.packed);
@@ -1835,6 +1880,7 @@ declare
     slices bigint;
     which bigint;
 begin
+    perform pgpulse.silence_rollups(true);
     if s.pack_after is null or s.hold_until > now() then
         return null;
     end if;
@@ -1847,12 +1893,15 @@ begin
     end if;
     oldest := pgpulse.chunk_of(s, oldest);
     -- In a step of its own, so that what reads the view waits for no more than that.
-    if not (oldest >= s.packed_from and oldest + pgpulse.chunk(s) <= s.packed_to) is true then
-        perform pgpulse.reach(s, oldest, oldest + pgpulse.chunk(s));
+    if pgpulse.reach(s, oldest, oldest + pgpulse.chunk(s)) then
         return format('the view reaches from %s on', oldest::date);
     end if;
     -- All there is up to where the view reaches, if that is not much; or a piece of one period.
-    upto := least(closed, s.packed_to);
+    upto := least(
+        closed,
+        s.packed_to,
+        date_bin(pgpulse.chunk(s) * 64, oldest, '1970-01-01 00:00:00+00') + pgpulse.chunk(s) * 64
+    );
     loop
         period := format('%1$I >= %2$L and %1$I < %3$L and %4$s', s.time_column, oldest, upto, settled);
         execute format('select count(*) from (select from %s where %s limit 300001) as rows', s.rows, period) into rows;
@@ -1963,7 +2012,6 @@ language plpgsql
 set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 set lock_timeout = '100ms'
-set pgpulse.keep_rollups = on
 as $$
 declare
     upto timestamptz := now() - s.keep;
@@ -1971,6 +2019,7 @@ declare
     waits boolean;
     dropped bigint;
 begin
+    perform pgpulse.silence_rollups(true);
     for part in select b.part from pgpulse.bounds(s.rows) b where b."to" <= upto order by b."to" loop
         execute format('select exists (select from %s where not %s)', part, pgpulse.settled(s)) into waits;
         continue when waits;
@@ -2058,6 +2107,7 @@ begin
                     fault := format('Cannot %s for "%s": %s', step, s.source, sqlerrm);
                     detail := null;
             end;
+            perform pgpulse.silence_rollups(false);
             exit when fault is not null;
             if detail is not null then
                 more := step in ('drop old', 'pack', 'default');

@@ -326,6 +326,7 @@ $$;
 create or replace function pgpulse.drop_caggs(r pgpulse.rollups) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
+set client_min_messages = warning
 as $$
 declare
     suffix text;
@@ -686,8 +687,9 @@ begin
     raise notice 'Copies all rows of "%" into a plain table, in one transaction: writers wait until it ends', source;
     execute format('lock table %s in access exclusive mode', source);
     select * into old from pg_class where oid = source;
-    execute format('create table rows.%I (like %s including all excluding indexes)', old.relname || '_plain', source);
-    plain := format('rows.%I', old.relname || '_plain')::regclass;
+    part := format('%s.%I', old.relnamespace::regnamespace, left(old.relname, 50) || '_plain');
+    execute format('create table %s (like %s including all excluding indexes)', part, source);
+    plain := part::regclass;
     ddl := array(
         select piece from pgpulse.furniture(source, name) piece where piece !~ ' ts_insert_blocker |ts_cagg_invalidation'
     ) || array(
@@ -709,11 +711,11 @@ begin
     perform pgpulse.take_sequences(source, plain);
     execute format('alter table %s rename to %I', source, left(old.relname, 50) || '_was_stored');
     execute format('alter table %s rename to %I', plain, old.relname);
-    execute format('alter table %s set schema %s', plain, old.relnamespace::regnamespace);
     -- Its indexes have the names that the new ones want.
     foreach part in array array(select piece from unnest(ddl) piece where piece ~ '^create or replace view ') loop
         execute part;
     end loop;
+    update pgpulse.sinks k set source = plain where k.source = drop_hypertable.source;
     execute format('drop table %s', source);
     foreach part in array array(select piece from unnest(ddl) piece where piece !~ '^create or replace view ') loop
         execute part;
@@ -786,14 +788,6 @@ $$;
 -- too. Period by period the rows go there, first the packed ones, each in a transaction that
 -- deletes and inserts, so that readers see every row once at any time. Writers go on as they did.
 -- At the end the twin takes the public name, and the views on it are pointed to it.
-
-create or replace function pgpulse.twin_of(s pgpulse.storage) returns text
-language sql
-stable
-set search_path = pg_catalog, pg_temp
-as $$
-    select format('packed.%I', left(relname, 50) || '_hypertable') from pg_class where oid = s.source
-$$;
 
 -- Views that read a relation (or one column of it), but for those that a rollup makes.
 create or replace function pgpulse.readers_of(relation regclass, "column" text default null)
@@ -916,16 +910,48 @@ as $$
     select string_agg(name, ', ') from pgpulse.packed_columns(s) where family <> 'tx' and writable
 $$;
 
-create or replace function pgpulse.compress_twin(s pgpulse.storage, "period" timestamptz) returns void
+create or replace function pgpulse.twin_chunks(s pgpulse.storage)
+returns table (chunk regclass, "from" timestamptz, "to" timestamptz, is_compressed boolean)
 language plpgsql
+stable
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-    execute format(
-        'select %1$s.compress_chunk(c, if_not_compressed => true)
-        from %1$s.show_chunks(%2$L, newer_than => %3$L::timestamptz, older_than => %4$L::timestamptz) c',
-        pgpulse.timescale(), pgpulse.twin_of(s), "period", "period" + pgpulse.chunk(s)
-    );
+    return query execute 'select format(''%I.%I'', chunk_schema, chunk_name)::regclass, range_start, range_end,
+            is_compressed
+        from timescaledb_information.chunks
+        where to_regclass(format(''%I.%I'', hypertable_schema, hypertable_name)) = $1'
+        using pgpulse.twin_of(s)::regclass;
+end
+$$;
+
+-- Chunks have to be there before the rows: whoever planned a query without them, and runs it when the
+-- rows have moved, would miss these. The lock waits for such.
+create or replace function pgpulse.make_chunks(s pgpulse.storage, periods timestamptz[]) returns int
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set lock_timeout = '900ms'
+as $$
+declare
+    "period" timestamptz;
+    made int := 0;
+begin
+    execute format('lock table %s in access exclusive mode', pgpulse.twin_of(s));
+    foreach "period" in array periods loop
+        -- An insert makes one.
+        execute format(
+            'insert into %1$s (%2$s) overriding system value select %2$s from (
+                (select %2$s from %3$s_rows where chunk$at = $1 limit 1)
+                union all
+                (select %2$s from %4$s where %5$I >= $1 and %5$I < $2 limit 1)
+            ) as rows limit 1',
+            pgpulse.twin_of(s), pgpulse.twin_columns(s), s.packed, s.rows, s.time_column
+        ) using "period", "period" + pgpulse.chunk(s);
+        execute format('delete from %s where %I >= $1 and %2$I < $2', pgpulse.twin_of(s), s.time_column)
+            using "period", "period" + pgpulse.chunk(s);
+        made := made + 1;
+    end loop;
+    return made;
 end
 $$;
 
@@ -938,6 +964,8 @@ declare
     s pgpulse.storage;
     leaf regclass;
     "period" timestamptz;
+    periods timestamptz[];
+    packed boolean;
     until timestamptz;
     moved bigint;
     waits boolean;
@@ -958,23 +986,62 @@ begin
         return;
     end if;
 
+    perform pgpulse.refresh_rollups(k.rollup) from pgpulse.rollups k where k.source = s.source;
     execute format('select min(chunk$at) from %s', s.packed) into "period";
-    if "period" is not null then
+    packed := "period" is not null;
+    if not packed then
+        execute format('select min(%I) from %s', s.time_column, s.rows) into "period";
+        "period" := pgpulse.chunk_of(s, "period");
+    end if;
+    -- What is complete.
+    for leaf in
+        select c.chunk
+        from pgpulse.twin_chunks(s) c
+        where not c.is_compressed and c."to" <= least("period", now() - pgpulse.chunk(s))
+        limit 1
+    loop
+        begin
+            set local lock_timeout = '900ms';
+            execute format('select %s.compress_chunk(%L)', pgpulse.timescale(), leaf);
+            detail := format('compressed %s', leaf);
+            return;
+        exception when lock_not_available then
+            -- Readers are at it: its policy will do that.
+            set local lock_timeout = default;
+        end;
+    end loop;
+    if "period" < now()
+        and not exists (select from pgpulse.twin_chunks(s) c where c."from" <= "period" and c."to" > "period") then
+        begin
+            execute format(
+                'select array_agg(at)
+                from (
+                    select distinct chunk$at as at from %s
+                    except
+                    select c."from" from pgpulse.twin_chunks($1) c
+                    order by 1
+                    limit 30
+                ) as missing',
+                s.packed
+            ) into periods using s;
+            detail := format('made %s chunks', pgpulse.make_chunks(s, coalesce(periods, array["period"])));
+        exception when lock_not_available then
+            detail := 'waits for those who read it';
+        end;
+        return;
+    end if;
+    if packed then
         execute format(
             'insert into %s (%2$s) overriding system value select %2$s from %3$s_rows where chunk$at = $1',
             pgpulse.twin_of(s), pgpulse.twin_columns(s), s.packed
         ) using "period";
         get diagnostics moved = row_count;
         execute format('delete from %s where chunk$at = $1', s.packed) using "period";
-        perform pgpulse.compress_twin(s, "period");
         detail := format('moved %s packed rows of %s', moved, "period");
         return;
     end if;
 
-    -- Then what is not packed, a period at a time, and in smaller pieces where writers are at work.
-    perform pgpulse.refresh_rollups(k.rollup) from pgpulse.rollups k where k.source = s.source;
-    execute format('select min(%I) from %s', s.time_column, s.rows) into "period";
-    "period" := pgpulse.chunk_of(s, "period");
+    -- What is not packed goes a period at a time, and in smaller pieces where writers are at work.
     until := "period" + pgpulse.chunk(s);
     if until > now() - interval '1 day' then
         execute format(
@@ -1007,9 +1074,6 @@ begin
         ) using until;
         get diagnostics moved = row_count;
         set local pgpulse.keep_rollups = off;
-        if until = "period" + pgpulse.chunk(s) then
-            perform pgpulse.compress_twin(s, "period");
-        end if;
         detail := format('moved %s rows until %s', moved, until);
         return;
     end if;

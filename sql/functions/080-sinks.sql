@@ -145,9 +145,13 @@ begin
         raise exception 'Cannot add sink "%": a name has A-Z a-z 0-9 _ . -, 63 at most', s.sink
             using hint = 'Give one, which is the measurement too: name => ''a_name''';
     end if;
-    if (select relkind from pg_class where oid = pgpulse.rows_of(s.source)) not in ('r', 'p') then
-        raise exception 'Cannot add sink "%": % is no table', s.sink, s.source
-            using hint = 'A view shows no transactions: add the table behind it, with expressions as fields';
+    if exists (
+        select
+        from pg_class
+        where oid = pgpulse.rows_of(s.source) and (relkind not in ('r', 'p') or relispartition)
+    ) then
+        raise exception 'Cannot add sink "%": % is no table of its own', s.sink, s.source
+            using hint = 'A sink stands on a table, or on the whole of a partitioned one';
     end if;
     if not exists (
         select
@@ -253,6 +257,7 @@ language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
 set jit = off
+set max_parallel_workers_per_gather = 0
 as $$
 #variable_conflict use_column
 declare

@@ -352,6 +352,8 @@ as $$
 declare
     wanted record;
     ours boolean;
+    reason text;
+    advice text;
 begin
     for wanted in
         select *
@@ -380,17 +382,22 @@ begin
                 keys => wanted.keys, name => wanted.name
             );
         end if;
-        -- Stored already it is a view.
+        -- Stored already it is a view, or a hypertable.
         if wanted.name = 'machine_metrics'
             and (select relkind from pg_class where oid = to_regclass('public.machine_metrics')) = 'r'
-            and exists (
-                select
-                from pg_proc
-                where pronamespace = 'pgpulse'::regnamespace and proname = 'add_storage'
-            ) then
-            perform pgpulse.add_storage(
-                'public.machine_metrics', wanted.time_column, keys => wanted.keys
-            );
+            and not pgpulse.is_hypertable(to_regclass('public.machine_metrics')) then
+            begin
+                perform pgpulse.add_storage(
+                    'public.machine_metrics', wanted.time_column, keys => wanted.keys
+                );
+            exception when others then
+                if ours then
+                    raise;
+                end if;
+                -- Rolled up it is quick all the same.
+                get stacked diagnostics reason = message_text, advice = pg_exception_hint;
+                raise warning '%', reason using hint = advice;
+            end;
         end if;
     end loop;
 

@@ -28,8 +28,8 @@ create table pgpulse.storage (
     ahead interval not null check (ahead >= interval '0'),
     -- columns of the packed table that are in use
     parts text[] not null default '{}',
-    -- the view looks for packed rows between these times only
-    packed_from timestamptz,
+    -- the view looks for packed rows in these stretches of 64 periods only, and up to this time
+    stretches timestamptz[] not null default '{}',
     packed_to timestamptz,
     -- nothing is packed until then
     hold_until timestamptz,
