@@ -458,16 +458,12 @@ function withTimeout<T>(work: PromiseLike<T>, ms: number): Promise<T> {
   });
 }
 
-const CLIENT = {
-  // Whoever asks again has waited already.
-  backoff: () => 0.1,
-  connection: { application_name: "pgpulse relay" },
-};
-
 const READER = {
   // No query waits on a connection behind a slow one while another is free.
   max_pipeline: 0,
-  ...CLIENT,
+  // Whoever asks again has waited already.
+  backoff: () => 0.1,
+  connection: { application_name: "pgpulse relay" },
 };
 
 const pause = (ms: number) => new Promise<void>((resolve) => setTimeout(resolve, ms));
@@ -1089,7 +1085,9 @@ interface SinkState {
  */
 export class Sinks {
   readonly states = new Map<string, SinkState>();
-  #sql = Sinks.#connect();
+  #sql = connect({ max: 1, ...READER });
+  /** Apart, as reading takes long. */
+  #lease = connect({ max: 1, ...READER });
   #me = crypto.randomUUID();
   #leadUntil = 0;
   /** Lines that the server, or a proxy before it, takes at once. */
@@ -1101,11 +1099,6 @@ export class Sinks {
   #signal = new Signal();
 
   constructor(readonly influx: Influx, readonly relay: Relay) {}
-
-  /** For the pieces, and for the lease; the driver's transactions need its pipeline. */
-  static #connect(): postgres.Sql {
-    return connect({ max: 2, ...CLIENT });
-  }
 
   leading(): boolean {
     return performance.now() < this.#leadUntil && !this.relay.stopped;
@@ -1142,14 +1135,14 @@ export class Sinks {
     this.#signal.fire();
   }
 
-  end(): Promise<void> {
-    return this.#sql.end({ timeout: 0.5 });
+  async end(): Promise<void> {
+    await Promise.all([this.#sql, this.#lease].map((sql) => sql.end({ timeout: 0.5 })));
   }
 
   /** Two that send do no harm, but no good either. */
   async #keepLease(): Promise<void> {
     const hold = (seconds: number) =>
-      this.#sql`select pgpulse.hold_lease('sink', ${this.#me}, ${seconds})`.values();
+      this.#lease`select pgpulse.hold_lease('sink', ${this.#me}, ${seconds})`.values();
     let standby = false;
     while (!this.relay.stopped) {
       const started = performance.now();
@@ -1162,9 +1155,10 @@ export class Sinks {
         this.relay.works("lease of the sinks");
       } catch (error) {
         if (error instanceof TimedOut) {
-          const old = this.#sql;
-          this.#sql = Sinks.#connect();
-          old.end({ timeout: 0 }).catch(() => {});
+          const old = [this.#sql, this.#lease];
+          this.#sql = connect({ max: 1, ...READER });
+          this.#lease = connect({ max: 1, ...READER });
+          for (const sql of old) sql.end({ timeout: 0 }).catch(() => {});
         }
         const code = error instanceof TimedOut ? { code: "CONNECT_TIMEOUT" } : error;
         this.relay.databaseFailed(code, undefined, "lease of the sinks");
@@ -1236,8 +1230,11 @@ export class Sinks {
   }
 
   /** Posts the rows of a piece while the next ones are read; nothing where it is no longer open. */
-  #sendRows(name: string, piece: string): Promise<Tally | undefined> {
-    return this.#sql.begin("read only", async (sql) => {
+  async #sendRows(name: string, piece: string): Promise<Tally | undefined> {
+    // By hand: the driver's own transactions end the process when their connection is lost.
+    const sql = this.#sql;
+    await sql.unsafe("begin read only");
+    try {
       const [[cursor]] = await sql`select pgpulse.read_sink(${name}, ${piece})`.values();
       if (!cursor) return undefined;
       const fetch = () => {
@@ -1257,7 +1254,9 @@ export class Sinks {
       }
       await posting;
       return tally;
-    }) as Promise<Tally | undefined>;
+    } finally {
+      await sql.unsafe("rollback").catch(() => {});
+    }
   }
 
   /** Posts lines until the server has taken or refused each of them. */
