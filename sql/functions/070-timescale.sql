@@ -607,6 +607,7 @@ declare
     ts text := pgpulse.timescale();
     r pgpulse.rollups;
     found text;
+    triggers text[];
 begin
     if not pgpulse.is_hypertable(source) then
         perform pgpulse.lock_rollup(known.rollup, true)
@@ -617,17 +618,29 @@ begin
             -- All that wrote to the table have ended: the lock is ours.
             perform pgpulse.refresh_rollup(r, txid_snapshot_xmax(txid_current_snapshot()));
         end loop;
-        for found in
-            select tgname
+        -- Rollups need none any more, and those of others shall not fire for rows that move.
+        triggers := array(
+            select t.piece
+            from pgpulse.furniture(source, source::text) as t (piece)
+            where t.piece ~ '^CREATE (CONSTRAINT )?TRIGGER '
+        ) || array(
+            select format('alter table %s disable trigger %I', source, tgname)
             from pg_trigger
-            where tgrelid = source and tgfoid = 'pgpulse.rollup_changed'::regproc
-        loop
+            where tgrelid = source
+                and not tgisinternal
+                and tgenabled = 'D'
+                and tgfoid <> 'pgpulse.rollup_changed'::regproc
+        );
+        for found in select tgname from pg_trigger where tgrelid = source and not tgisinternal loop
             execute format('drop trigger %I on %s', found, source);
         end loop;
         execute format(
             'select from %s.create_hypertable(%L, %L, chunk_time_interval => %L::interval, migrate_data => true)',
             ts, source, time_column, period
         );
+        foreach found in array triggers loop
+            execute found;
+        end loop;
         for r in select * from pgpulse.rollups known where known.source = add_hypertable.source loop
             perform pgpulse.turn_rollup(r, 'infinity');
         end loop;
