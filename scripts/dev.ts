@@ -1,7 +1,7 @@
 /**
  * The supervisor: one command from nothing to a live panel.
  *
- *     deno task dev [--no-grafana] [--no-factory] [--json]
+ *     deno task dev [--no-grafana] [--no-factory] [--no-collect] [--json]
  *     deno task status [--json]
  *
  * Starts PostgreSQL, the migrations, Grafana and the scripts, and keeps them running. Each is one
@@ -923,6 +923,7 @@ interface Setting {
   log: Log;
   grafana: boolean;
   factory: boolean;
+  collect: boolean;
   /** Passwords may be printed. */
   show: boolean;
   ports: Record<string, number>;
@@ -939,9 +940,11 @@ interface Database {
   name: string;
   sslmode: string;
   reader: string;
-  passwords: { DB_PASSWORD: string; GRAFANA_DB_PASSWORD: string };
+  passwords: Record<"DB_PASSWORD" | "GRAFANA_DB_PASSWORD" | "COLLECTOR_DB_PASSWORD", string>;
   /** What the scripts get; role `server` unless it is refused. */
   scripts: string;
+  /** What the collector gets; role `collector`, or as the scripts. */
+  collector: string;
 }
 
 /** First of these environment variables that is set to something. */
@@ -1029,6 +1032,16 @@ async function plan(setting: Setting): Promise<Part[]> {
           select fault from pgpulse.storage
         ) as faults`),
     },
+    ...setting.collect
+      ? [{
+        name: "collect",
+        after: ["migrate"],
+        start: () =>
+          task("collect", ["--postgres", "--spool", join(STATE, "collect")], {
+            DATABASE_URL: db.collector,
+          }),
+      }]
+      : [],
     // Samples to look at; nobody wants them among data of their own.
     ...db.external ? [] : [
       {
@@ -1079,6 +1092,7 @@ async function findDatabase(setting: Setting): Promise<Database> {
   const passwords = {
     DB_PASSWORD: given("DB_PASSWORD") ?? secret(`server${where}`),
     GRAFANA_DB_PASSWORD: given("GRAFANA_DB_PASSWORD") ?? secret(`grafana_readonly${where}`),
+    COLLECTOR_DB_PASSWORD: given("COLLECTOR_DB_PASSWORD") ?? secret(`collector${where}`),
   };
   // By this file the other tasks of deno.json find the database that dev runs.
   const address = external ? {} : {
@@ -1091,9 +1105,12 @@ async function findDatabase(setting: Setting): Promise<Database> {
   };
   const lines = Object.entries(address).map(([name, value]) => `${name}='${value}'\n`);
   writeKept("dev.env", lines.join(""));
-  const scripts = new URL(url);
-  scripts.username = "server";
-  scripts.password = encodeURIComponent(passwords.DB_PASSWORD);
+  const as = (role: string, password: string) => {
+    const login = new URL(url);
+    login.username = role;
+    login.password = encodeURIComponent(password);
+    return login.href;
+  };
   const sslmode = url.searchParams.get("sslmode") ?? given("DB_SSLMODE") ?? "";
   return {
     external: Boolean(external),
@@ -1105,7 +1122,8 @@ async function findDatabase(setting: Setting): Promise<Database> {
       (isLocal(url) ? "disable" : "require"),
     reader: given("GRAFANA_DB_USER") ?? "grafana_readonly",
     passwords,
-    scripts: scripts.href,
+    scripts: as("server", passwords.DB_PASSWORD),
+    collector: as("collector", passwords.COLLECTOR_DB_PASSWORD),
   };
 }
 
@@ -1236,6 +1254,9 @@ async function tryRoles(db: Database, log: Log): Promise<void> {
     db.scripts = db.url.href;
     const why = `${refused}. The scripts log in as "${db.url.username}" instead`;
     log("dev", `${why}; ${advice("server", "DB_PASSWORD")}`, "warn");
+  }
+  if (await refusal("collector", db.passwords.COLLECTOR_DB_PASSWORD, roles)) {
+    db.collector = db.scripts;
   }
   const barred = await refusal(db.reader, db.passwords.GRAFANA_DB_PASSWORD, roles);
   if (barred) {
@@ -1671,7 +1692,10 @@ function status(json: boolean): number {
 }
 
 /** Runs everything until a signal comes. */
-async function dev(json: boolean, grafana: boolean, factory: boolean): Promise<number> {
+async function dev(
+  json: boolean,
+  wanted: Pick<Setting, "grafana" | "factory" | "collect">,
+): Promise<number> {
   await Deno.mkdir(STATE, { recursive: true });
   using lock = await Deno.open(join(STATE, "lock"), { create: true, write: true });
   if (!lock.tryLockSync(true)) {
@@ -1700,7 +1724,7 @@ async function dev(json: boolean, grafana: boolean, factory: boolean): Promise<n
   if (stopped) return 0;
   const { ports } = saved;
   const { secret, all } = readSecrets(log);
-  const parts = await plan({ log, grafana, factory, show: !json, ports, secret });
+  const parts = await plan({ log, ...wanted, show: !json, ports, secret });
   const inherited = Object.entries(Deno.env.toObject())
     .flatMap(([name, value]) => /PASSWORD|TOKEN|_KEY$/.test(name) ? value.split(",") : []);
   hidden.push(...[...Object.values(all), ...inherited].filter((word) => word.length > 7));
@@ -1727,25 +1751,27 @@ async function dev(json: boolean, grafana: boolean, factory: boolean): Promise<n
 
 const HELP = `pgpulse: from nothing to a live panel, and all of it watched
 
-Usage: deno task dev [--no-grafana] [--no-factory] [--json]
+Usage: deno task dev [--no-grafana] [--no-factory] [--no-collect] [--json]
        deno task status [--json]
 
-Starts PostgreSQL, the migrations, Grafana, the relay, upkeep and the generators, restarts what
-fails, and prints where to click. Ctrl-C stops all of it. Data and passwords stay in .pgpulse/ of the checkout.
+Starts PostgreSQL, the migrations, Grafana, the relay, upkeep, the collector and the generators,
+restarts what fails, and prints where to click. Ctrl-C stops all of it. Data and passwords stay in
+.pgpulse/ of the checkout.
 
   start            the default
   status           what runs: parts, pids, ports, health; exit status 0 when all is healthy,
                    1 when something is not, 3 when nothing runs
   --no-grafana     without Grafana; the relay's own page shows the streams
   --no-factory     without the sample factory: 90 days of 20 machines, made in the background
+  --no-collect     without samples of this machine and of the database
   --json           one JSON object a line: time, part, level, message
   --help           this text
 
 Environment:
   DATABASE_URL     a database of your own, postgres://user:password@host:5432/database; the user
                    makes tables and, where it may, roles. Without it: PostgreSQL 18 of our own
-  DB_PASSWORD, GRAFANA_DB_PASSWORD
-                   passwords of the roles server and grafana_readonly (generated)
+  DB_PASSWORD, GRAFANA_DB_PASSWORD, COLLECTOR_DB_PASSWORD
+                   passwords of the roles server, grafana_readonly and collector (generated)
   DB_PORT          port of our own PostgreSQL (5432, else the next free one)
   GRAFANA_HOME     an unpacked Grafana; else the one on PATH, else one downloaded to the cache
   GRAFANA_PORT     its port (3000, else the next free one)
@@ -1785,6 +1811,7 @@ async function main(args: string[]): Promise<number> {
       options: {
         "no-grafana": flag,
         "no-factory": flag,
+        "no-collect": flag,
         json: flag,
         help: { ...flag, short: "h" },
       },
@@ -1797,7 +1824,11 @@ async function main(args: string[]): Promise<number> {
       throw new Error("Cannot run on Windows itself; use WSL, or docker compose up");
     }
     if (command === "status") return status(values.json);
-    return await dev(values.json, !values["no-grafana"], !values["no-factory"]);
+    return await dev(values.json, {
+      grafana: !values["no-grafana"],
+      factory: !values["no-factory"],
+      collect: !values["no-collect"],
+    });
   } catch (error) {
     console.error(reason(error));
     return 1;

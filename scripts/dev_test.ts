@@ -421,6 +421,7 @@ Deno.test("dev starts it all, status shows it, a signal ends it", async () => {
     "migrate done",
     "relay healthy",
     "upkeep healthy",
+    "collect healthy",
     "generate healthy",
     "generate-live healthy",
     "factory healthy",
@@ -462,7 +463,7 @@ Deno.test("kill -9 of each part and of the supervisor is got over", async () => 
   const again = here.start("--no-factory", "--no-grafana");
   await again.healthy();
   ok(pidsOf(left).every(gone));
-  strictEqual(again.lines.filter((line) => line.includes("left by a supervisor")).length, 5);
+  strictEqual(again.lines.filter((line) => line.includes("left by a supervisor")).length, 6);
   strictEqual(here.part("postgres").port, left.parts[0].port);
   strictEqual(await again.stop("SIGINT"), 0);
 });

@@ -15,7 +15,7 @@ import postgres from "npm:postgres@3.4.9";
 // --- what can be made: a new word is one entry of SOURCES ----------------------------------
 
 type Value = number | string | null;
-type Type = "float8" | "int" | "text" | "timestamptz";
+type Type = "float8" | "int" | "text" | "timestamptz" | "jsonb";
 
 /** What one table gets: rows at each tick, or what changes meanwhile. */
 export interface Table {
@@ -39,7 +39,9 @@ export interface Source {
   /** Default of `--interval`. */
   interval: string;
   /** All are written in one transaction; the first has a row at every tick. */
-  tables(machines: number): Record<string, Table>;
+  tables(size: number): Record<string, Table>;
+  /** Live rows go through pgpulse.collect, as those of collect.ts: the records of one tick. */
+  records?(seed: number, size: number, time: number, interval: number): unknown[];
   /** Default of `--seed`. */
   seed?: string;
   /** SQL for the time, in ms, up to which changes are there. */
@@ -68,6 +70,14 @@ export const SOURCES: Record<string, Source> = {
     tables: plant,
     seed: "factory",
     told: "select (extract(epoch from max(hour)) * 1000)::float8 as told from production",
+  },
+  hosts: {
+    help: "a fleet of hosts, as scripts/collect.ts would send it, into system_metrics",
+    interval: "5s",
+    tables: fleet,
+    records: (seed, size, time, interval) =>
+      hostsOf(seed, size).map((host) => host.record(time, interval)),
+    seed: "hosts",
   },
 };
 
@@ -649,6 +659,221 @@ export function plant(size: number): Record<string, Table> {
 
 // --- the command line ----------------------------------------------------------------------
 
+// --- a fleet: what a host does follows from seed, host and time ------------------------------
+
+/** What hosts are for: how many of a hundred, cores, GB, and how busy they are by day. */
+const ROLES = [
+  { role: "web", share: 40, cores: [4, 8], gb: [8, 16], busy: 0.3, disk: 2e6, net: 2e7 },
+  { role: "app", share: 30, cores: [8, 16], gb: [16, 64], busy: 0.35, disk: 3e6, net: 8e6 },
+  { role: "db", share: 12, cores: [16, 32], gb: [64, 256], busy: 0.25, disk: 6e7, net: 3e7 },
+  { role: "batch", share: 10, cores: [16, 64], gb: [64, 128], busy: 0.55, disk: 2e7, net: 4e6 },
+  { role: "cache", share: 8, cores: [4, 8], gb: [32, 128], busy: 0.1, disk: 2e5, net: 5e7 },
+];
+const SITES = ["fra", "iad", "sin"];
+const SYSTEMS = ["Debian GNU/Linux 12", "Ubuntu 24.04 LTS", "Rocky Linux 9"];
+const GB = 2 ** 30;
+
+const within = (least: number, value: number, most: number) =>
+  Math.min(Math.max(value, least), most);
+/** A number that changes little by little, between 0 and 1. */
+const drift = (seed: number, time: number) => within(0, 0.5 + walk(seed, time) / 2, 1);
+const part = (value: number) => Math.round(within(0, value, 1) * 1e4) / 1e4;
+
+/** One host of a fleet: everything about it at any moment. */
+export class Host {
+  readonly name: string;
+  readonly tags: Record<string, string>;
+  readonly #seed: number;
+  readonly #kind: typeof ROLES[0];
+  readonly #os: string;
+  readonly #cores: number;
+  readonly #memory: number;
+  readonly #disk: number;
+  /** It runs hot; its disk fills up and is cleaned every so many days; it has been up since. */
+  readonly #hot: boolean;
+  readonly #fills: number;
+  readonly #booted: number;
+
+  constructor(seed: number, i: number) {
+    const own = this.#seed = sub(seed, i + 1);
+    const pick = <T>(list: T[], n: number) => list[Math.floor(chance(own, n) * list.length)];
+    // The same shares in every hundred, so that a small fleet has some of each too.
+    let place = (i * 37) % 100;
+    this.#kind = ROLES.find(({ share }) => (place -= share) < 0)!;
+    this.name = `${this.#kind.role}-${String(i + 1).padStart(4, "0")}`;
+    this.tags = {
+      role: this.#kind.role,
+      site: pick(SITES, 1),
+      rack: `${1 + Math.floor(chance(own, 2) * 40)}`,
+    };
+    this.#os = pick(SYSTEMS, 3);
+    this.#cores = pick(this.#kind.cores, 4);
+    this.#memory = pick(this.#kind.gb, 5) * GB;
+    this.#disk = (this.#kind.role === "db" ? 2000 : 200) * GB;
+    this.#hot = chance(own, 6) < 0.03;
+    this.#fills = chance(own, 7) < 0.02 ? 1.2 : 5 + 60 * chance(own, 7);
+    this.#booted = -Math.floor(chance(own, 8) * 90 * DAY);
+  }
+
+  /** What collect.ts would measure then. */
+  metrics(time: number) {
+    const own = this.#seed;
+    const { busy, disk, net, role } = this.#kind;
+    const day = 1 + 0.5 * Math.sin((time / DAY - 0.375) * 2 * Math.PI);
+    const shape = day * (0.4 + 1.2 * drift(own, time)) + 0.1 * chance(own, time);
+    const work = this.#hot ? 0.75 + 0.25 * drift(own, time) : busy * shape;
+    const used = part(within(0.01, work, 0.99));
+    const iowait = part(used * (role === "db" ? 0.15 : 0.02) * drift(own + 10, time));
+    const system = part((used - iowait) * 0.25);
+    const steal = part(chance(own, 9) < 0.1 ? 0.03 * drift(own + 20, time) : 0);
+    const load = (ago: number) =>
+      cents(this.#cores * (this.#hot ? 1.4 : 1) * used * (0.9 + 0.2 * drift(own, time - ago)));
+    const taken = this.#hot ? 0.93 : 0.35 + 0.35 * drift(own + 30, time) + 0.05 * chance(own, 10);
+    const available = Math.round(this.#memory * (1 - taken));
+    const swap = 4 * GB;
+    const swapped = this.#hot ? Math.round(swap * 0.6 * drift(own + 40, time)) : 0;
+    // Full by and by, then cleaned.
+    const age = (time / DAY / this.#fills + chance(own, 11)) % 1;
+    const filled = within(0, 0.3 + (this.#fills < 2 ? 0.66 : 0.45) * age, 0.97);
+    const mount = (size: number, part: number, device: string) => ({
+      device,
+      type: "ext4",
+      size,
+      used: Math.round(size * 0.95 * part),
+      available: Math.round(size * 0.95 * (1 - part)),
+      inodes: Math.round(size / 16_384),
+      inodes_used: Math.round(size / 16_384 * part * 0.3),
+    });
+    const moved = disk * shape * (0.5 + chance(own + 1, time));
+    const sent = net * shape * (0.8 + 0.4 * chance(own + 2, time));
+    const received = sent * (role === "cache" ? 0.2 : 0.6);
+    const up = Math.floor(time / (90 * DAY)) * 90 * DAY + this.#booted;
+    return {
+      cpu: { used, user: part(used - iowait - system), system, iowait, steal, cores: this.#cores },
+      load: [load(0), load(5 * MINUTE), load(15 * MINUTE)],
+      memory: {
+        total: this.#memory,
+        available,
+        free: Math.round(available * 0.3),
+        buffers: Math.round(available * 0.05),
+        cached: Math.round(available * 0.6),
+      },
+      swap: { total: swap, used: swapped },
+      filesystems: {
+        "/": mount(40 * GB, 0.25 + 0.05 * drift(own + 50, time), "/dev/vda1"),
+        "/var/lib": mount(this.#disk, filled, "/dev/vdb1"),
+      },
+      disks: {
+        vda: {
+          read_bytes: Math.round(moved * 0.02),
+          written_bytes: Math.round(moved * 0.05),
+          reads: cents(moved / 2e6),
+          writes: cents(moved / 1e6),
+          busy: part(moved / 4e9),
+        },
+        vdb: {
+          read_bytes: Math.round(moved * 0.6),
+          written_bytes: Math.round(moved * 0.4),
+          reads: cents(moved / 4e4),
+          writes: cents(moved / 3e4),
+          busy: part(moved / 2e8),
+        },
+      },
+      network: {
+        eth0: {
+          received_bytes: Math.round(received),
+          sent_bytes: Math.round(sent),
+          received_packets: Math.round(received / 900),
+          sent_packets: Math.round(sent / 1100),
+          received_errors: 0,
+          sent_errors: 0,
+          received_drops: chance(own + 3, time) < 0.01 ? 1 : 0,
+          sent_drops: 0,
+        },
+      },
+      uptime: Math.round((time - up) / 1000),
+      processes: { total: 120 + Math.round(200 * drift(own + 60, time)), running: 1, blocked: 0 },
+      sockets: { tcp: 20 + Math.round(sent / 1e5), udp: 6 },
+      collector: { spool_bytes: 0, spool_samples: 0, lost: 0, seconds: 0.0004 },
+    };
+  }
+
+  /** As collect.ts sends it. */
+  record(time: number, interval: number) {
+    return {
+      time: new Date(time).toISOString(),
+      host: this.name,
+      tags: this.tags,
+      about: { os: this.#os, version: "1", interval: interval / 1000 },
+      metrics: this.metrics(time),
+    };
+  }
+
+  /** As pgpulse.collect stores it. */
+  row(time: number): Value[] {
+    const metrics = this.metrics(time);
+    const { cpu, memory, swap, disks } = metrics;
+    const mounts = Object.values(metrics.filesystems);
+    const all = Object.values(disks);
+    const most = (values: number[]) => Math.max(...values);
+    return [
+      time,
+      this.name,
+      JSON.stringify(this.tags),
+      JSON.stringify(metrics),
+      cpu.used,
+      cpu.iowait,
+      cpu.steal,
+      metrics.load[0],
+      1 - memory.available / memory.total,
+      swap.used / swap.total,
+      most(mounts.map((m) => m.used / (m.used + m.available))),
+      most(mounts.map((m) => m.inodes_used / m.inodes)),
+      most(all.map((d) => d.busy)),
+      all.reduce((sum, d) => sum + d.read_bytes + d.written_bytes, 0),
+      metrics.network.eth0.received_bytes,
+      metrics.network.eth0.sent_bytes,
+    ];
+  }
+}
+
+let made: { seed: number; hosts: Host[] } | undefined;
+
+function hostsOf(seed: number, size: number): Host[] {
+  if (made?.seed !== seed || made.hosts.length !== size) {
+    made = { seed, hosts: Array.from({ length: size }, (_, i) => new Host(seed, i)) };
+  }
+  return made.hosts;
+}
+
+/** The table of a fleet of so many hosts. */
+export function fleet(size: number): Record<string, Table> {
+  return {
+    system_metrics: {
+      columns: {
+        time: "timestamptz",
+        host: "text",
+        tags: "jsonb",
+        metrics: "jsonb",
+        cpu: "float8",
+        iowait: "float8",
+        steal: "float8",
+        load1: "float8",
+        memory_used: "float8",
+        swap_used: "float8",
+        filesystem_used: "float8",
+        inodes_used: "float8",
+        disk_busy: "float8",
+        disk_bytes: "float8",
+        received_bytes: "float8",
+        sent_bytes: "float8",
+      },
+      rows: (seed, time) => hostsOf(seed, size).map((host) => host.row(time)),
+      probe: `host = '${new Host(0, 0).name}'`,
+    },
+  };
+}
+
 const WORDS = Object.entries(SOURCES)
   .map(([word, { help, interval }]) => `  ${word.padEnd(18)}${help}, every ${interval}`);
 
@@ -663,6 +888,7 @@ ${WORDS.join("\n")}
 Flags
   --interval TIME   between two ticks; units ms s m h d y, from 1ms (default: see above)
   --machines N      how many stand in the factory (default: 20)
+  --hosts N         how many are in the fleet (default: 100)
   --count N         end after N ticks (default: go on until Ctrl-C)
   --seed WORD       same seed and same times, same values (default: one that belongs to the table,
                     so that history and live rows of several runs join without a jump)
@@ -684,6 +910,9 @@ too, and OEE from them: they are written beside machine_metrics, each once. Star
 stop it ends what was open and tells what came meanwhile; the samples of that time are a gap, which
 --backfill fills. Hours are those of UTC. With another seed or less machines, begin in empty tables.
 
+Live samples of hosts go through pgpulse.collect, one a call on eight connections, as from so many
+collectors; a backfill is copied, and its last sample of each host goes that way.
+
 Environment
   DATABASE_URL, else DB_HOST DB_PORT DB_NAME DB_USER DB_PASSWORD DB_SSLMODE DB_SSLROOTCERT
 
@@ -691,7 +920,8 @@ Cost
   Live: 60 MB of memory and next to no CPU at 5s, 100 MB and some 10 % of a core at 1ms.
   Backfill: a core of the database and half a core here, some 200,000 rows a second.
   Disk: metrics grows by 17,280 rows a day at 5s, 2 MB with its indexes; a factory of 20 machines
-  by 1.6 million samples a day at 10s, some 250 MB, until they are packed.
+  by 1.6 million samples a day at 10s, some 250 MB, until they are packed; 1,000 hosts by 17 million
+  at 5s, some 36 GB.
 
 Exit status
   0 done, 1 failed, 2 wrong flags, 130 stopped before its end
@@ -703,13 +933,15 @@ Examples
   deno task generate metrics --backfill 365d --interval 1m --seed demo
   deno task generate metrics --backfill 7d --follow
   deno task generate factory --backfill 1d --follow
-  deno task generate factory --machines 100 --backfill 1y --interval 1m`;
+  deno task generate factory --machines 100 --backfill 1y --interval 1m
+  deno task generate hosts --hosts 1000 --backfill 24h --interval 1m --follow`;
 
 /** What the command line asks for. Times are in ms. */
 export interface Job {
   what: string;
   interval: number;
   machines: number;
+  hosts: number;
   count: number;
   seed?: string;
   backfill: number;
@@ -743,6 +975,7 @@ export function parse(args: string[]): Job | "help" {
       options: {
         interval: flag,
         machines: flag,
+        hosts: flag,
         count: flag,
         seed: flag,
         backfill: flag,
@@ -773,15 +1006,21 @@ export function parse(args: string[]): Job | "help" {
   if (values.count !== undefined && !(/^\d+$/.test(values.count) && count > 0)) {
     throw new UsageError(`Cannot read --count "${values.count}": expected a whole number from 1`);
   }
-  const machines = Number(values.machines ?? 20);
-  if (values.machines && what !== "factory") {
-    throw new UsageError(`Cannot use --machines with ${what}: it goes with factory`);
-  }
-  if (!(Number.isInteger(machines) && machines > 0 && machines <= 10_000)) {
-    throw new UsageError(
-      `Cannot read --machines "${values.machines}": expected a whole number from 1 to 10000`,
-    );
-  }
+  const size = (flag: "machines" | "hosts", of: string, otherwise: number) => {
+    const text = values[flag];
+    const size = Number(text ?? otherwise);
+    if (text && what !== of) {
+      throw new UsageError(`Cannot use --${flag} with ${what}: it goes with ${of}`);
+    }
+    if (!(Number.isInteger(size) && size > 0 && size <= 10_000)) {
+      throw new UsageError(
+        `Cannot read --${flag} "${text}": expected a whole number from 1 to 10000`,
+      );
+    }
+    return size;
+  };
+  const machines = size("machines", "factory", 20);
+  const hosts = size("hosts", "hosts", 100);
   if (values.seed === "") throw new UsageError(`Cannot use --seed "": expected a number or a word`);
   if (values.follow && !values.backfill) {
     throw new UsageError("Cannot use --follow alone: it goes with --backfill; leave it out");
@@ -805,6 +1044,7 @@ export function parse(args: string[]): Job | "help" {
     what,
     interval,
     machines,
+    hosts,
     count,
     seed: values.seed,
     backfill,
@@ -825,6 +1065,16 @@ const LONGEST = 60_000;
 const put: Record<Type, (view: DataView, at: number, value: never) => number> = {
   float8: (view, at, value: number) => (view.setFloat64(at, value), 8),
   int: (view, at, value: number) => (view.setInt32(at, value), 4),
+  // A version, then text; each another.
+  jsonb(view, at, value: string) {
+    view.setUint8(at, 1);
+    const rest = new Uint8Array(view.buffer, at + 1);
+    const { read, written } = utf8.encodeInto(value, rest);
+    if (read < value.length || written > LONGEST) {
+      throw new RangeError(`Cannot copy a document of ${value.length} characters`);
+    }
+    return 1 + written;
+  },
   text(view, at, value: string) {
     let bytes = texts.get(value);
     if (!bytes) {
@@ -903,6 +1153,9 @@ const terminal = Deno.stderr.isTerminal();
 /** Says something to people; where a progress bar stands, it gives way. */
 const say = (text: string) => console.error(`${terminal ? "\r\x1b[2K" : ""}${text}`);
 
+/** Connections that samples of hosts are sent through. */
+const COLLECTORS = 8;
+
 const CLIENT = {
   max: 1,
   fetch_types: false,
@@ -932,7 +1185,9 @@ export class Run {
   /** Those with rows at each tick. */
   readonly #ticking: [name: string, table: Ticking][];
   readonly #id = crypto.randomUUID();
-  #sql = connect(CLIENT);
+  readonly #size: number;
+  #client = CLIENT;
+  #sql: postgres.Sql;
   #seed = 0;
   /** Rows made that are not committed, and the newest tick. */
   #made = { rows: 0, tick: 0 };
@@ -944,7 +1199,10 @@ export class Run {
     this.#stop = stop;
     this.endless = job.count === Infinity && !job.backfill;
     this.#source = SOURCES[job.what];
-    this.#tables = Object.entries(this.#source.tables(job.machines));
+    if (this.#source.records) this.#client = { ...CLIENT, max: COLLECTORS };
+    this.#sql = connect(this.#client);
+    this.#size = job.what === "hosts" ? job.hosts : job.machines;
+    this.#tables = Object.entries(this.#source.tables(this.#size));
     this.#ticking = this.#tables.filter(([, { rows }]) => rows) as [string, Ticking][];
   }
 
@@ -963,7 +1221,12 @@ export class Run {
     const next = Math.floor(Date.now() / interval);
     if (backfill) {
       // The tick that is due now is left to what writes live.
-      await this.#backfill(next - Math.floor(backfill / interval), next);
+      const last = this.#source.records ? next - 1 : next;
+      await this.#backfill(next - Math.floor(backfill / interval), last);
+      if (last < next) {
+        await this.#collect({ first: last, last });
+        this.#committed([{ first: last, last }]);
+      }
       if (!follow) return;
     }
     // What was open when it was stopped is ended, and what came meanwhile is told.
@@ -1025,8 +1288,37 @@ export class Run {
     }
   }
 
+  /** Sends each record of some ticks by itself, as collectors would; what is known is not taken. */
+  async #collect({ first, last }: Ticks): Promise<void> {
+    const { interval } = this.#job;
+    let next = first;
+    let records: unknown[] = [];
+    const send = async (sql: postgres.Sql) => {
+      for (;;) {
+        if (!records.length && next <= last) {
+          this.#made.tick = next;
+          records = this.#source.records!(this.#seed, this.#size, next++ * interval, interval);
+        }
+        const record = records.pop();
+        if (!record) return;
+        this.#stop.throwIfAborted();
+        const [{ taken }] = await sql.unsafe(
+          "select (pgpulse.collect($1::text::jsonb) -> 'taken')::int as taken",
+          [JSON.stringify([record])],
+          { prepare: true },
+        );
+        this.#made.rows += taken;
+      }
+    };
+    await this.#insist(async (sql) => {
+      [next, records, this.#made.rows] = [first, [], 0];
+      await Promise.all(Array.from({ length: COLLECTORS }, () => send(sql)));
+    });
+  }
+
   /** Inserts some ticks by one statement: once, even when the answer to a first try was lost. */
   async #insert(ticks: Ticks): Promise<void> {
+    if (this.#source.records) return await this.#collect(ticks);
     const to = ticks.last * this.#job.interval;
     const rows = this.#tables.map(([, table]) =>
       table.rows
@@ -1250,7 +1542,7 @@ export class Run {
         if (news) say(`${text}; tries again ${till}`);
         // A new client, whatever state the old one is in.
         this.#sql.end({ timeout: 0 }).catch(() => {});
-        this.#sql = connect(CLIENT);
+        this.#sql = connect(this.#client);
         await sleep(pause, undefined, { signal: this.#stop });
         pause = Math.min(pause * 2, 5000);
       }

@@ -29,8 +29,10 @@ const folders = (folder: string): string[] => [
 const dashboards: [string, Any][] = folders("grafana/dashboards")
   .flatMap((folder) => list(folder, ".json"))
   .map((path) => [path, JSON.parse(read(path))]);
-/** Those of machines, and those of all else. */
+/** Those of machines, of hosts, and of all else; PostgreSQL's own has its own test. */
 const isFactory = ([path]: [string, Any]) => path.includes("/Factory/");
+const isHosts = ([path]: [string, Any]) => path.includes("/Hosts/");
+const isOther = (d: [string, Any]) => !isFactory(d) && !isHosts(d) && d[1].uid !== "postgresql";
 const sources: Any[] = list("grafana/provisioning/datasources", ".yaml")
   .flatMap((path) => yaml(path).datasources ?? []);
 const rules: [string, Any][] = list("grafana/provisioning/alerting", ".yaml")
@@ -161,7 +163,7 @@ for (const major of [15, 18] as const) {
       await t.step("alerts on empty tables: a row where silence is what is told", async () => {
         for (const [title, rule] of rules) {
           const rows = await reader.unsafe(query(rule));
-          strictEqual(rows.length, rule.dashboardUid === "machine" ? 0 : 1, title);
+          strictEqual(rows.length, rule.uid === "pgpulse-no-data" ? 1 : 0, title);
           ok(rows.every((row) => Object.values(row).every((v) => Number.isFinite(v))), title);
         }
       });
@@ -179,7 +181,7 @@ for (const major of [15, 18] as const) {
         interval,
       }));
 
-      for (const [path, dashboard] of dashboards.filter((d) => !isFactory(d))) {
+      for (const [path, dashboard] of dashboards.filter(isOther)) {
         const choices: Record<string, string[]> = {};
         for (const variable of (dashboard.templating?.list ?? []).filter(bySql)) {
           await t.step(`${path}: variable ${variable.name}`, async () => {
@@ -317,6 +319,66 @@ const quoted = (values: string[]) => values.map((v) => `'${v.replaceAll("'", "''
 /** OIDs of what Grafana reads as text and as numbers. */
 const TEXT = [25, 1042, 1043], NUMBERS = [20, 21, 23, 700, 701, 1700];
 
+/** What Grafana can draw a time series from. */
+function drawable(rows: postgres.RowList<postgres.Row[]>, title: string) {
+  // Grafana draws a series for each text, from a column "time" in order and numbers.
+  const [time, ...others] = rows.columns;
+  deepStrictEqual([time.name, time.type], ["time", 1184]);
+  ok(others.every(({ type }) => [...TEXT, ...NUMBERS].includes(type)), title);
+  ok(others.some(({ type }) => NUMBERS.includes(type)), `${title}: no number`);
+  ok(!others.some(({ name }) => name === "metric"), title);
+  ok(rows.every((row, i) => i === 0 || row.time >= rows[i - 1].time), `${title}: order`);
+}
+
+/** Reads dashboards as Grafana does. */
+function reading(reader: postgres.Sql, day: Range) {
+  /** What a dashboard's variables offer, each asked for with those before it, all of it chosen. */
+  const choose = async (dashboard: Any, chosen: Record<string, string>) => {
+    const values: Record<string, string> = {};
+    for (const { name, type, query, multi } of dashboard.templating?.list ?? []) {
+      if (type === "textbox") {
+        values[name] = (chosen[name] ?? "").replaceAll("'", "''");
+        continue;
+      }
+      const rows = await reader.unsafe(expand(query, day, values));
+      ok(rows.length > 0, `${name} offers nothing, and in () is no SQL`);
+      for (const row of rows) deepStrictEqual(Object.keys(row), ["__text", "__value"]);
+      const all = rows.map((row) => row.__value);
+      if (chosen[name]) ok(all.includes(chosen[name]), `${name} lacks ${chosen[name]}: ${all}`);
+      values[name] = multi
+        ? quoted(chosen[name] ? [chosen[name]] : all)
+        : (chosen[name] ?? all[0]).replaceAll("'", "''");
+    }
+    return values;
+  };
+  /** Runs all SQL of a dashboard; calls back with the rows of each text. */
+  const run = async (
+    dashboard: Any,
+    range: Range,
+    values: Record<string, string>,
+    look: (rows: postgres.RowList<postgres.Row[]>, target: Any, title: string) => void = () => {},
+  ) => {
+    const texts = [
+      ...panels(dashboard).flatMap(({ title, targets = [] }) =>
+        targets.filter(bySql).map((t: Any) => [title, t])
+      ),
+      ...(dashboard.annotations?.list ?? []).filter(bySql).map((
+        { name, target }: Any,
+      ) => [name, target]),
+    ];
+    for (const [title, target] of texts) {
+      try {
+        look(await reader.unsafe(expand(target.rawSql, range, values)), target, title);
+      } catch (error) {
+        throw new Error(
+          `${dashboard.title}, ${title}, from ${range.from.toISOString()}: ${error}`,
+        );
+      }
+    }
+  };
+  return { choose, run };
+}
+
 for (const major of [15, 18] as const) {
   Deno.test(`as grafana_readonly, PostgreSQL ${major}: the factory's dashboards and alerts`, async (t) => {
     await using server = await testServer({ major });
@@ -344,48 +406,7 @@ for (const major of [15, 18] as const) {
     ];
     const before = { from: new Date("1990-01-01"), to: new Date("1990-01-02"), interval: 60 };
 
-    /** What a dashboard's variables offer, each asked for with those before it, all of it chosen. */
-    const choose = async (dashboard: Any, chosen: Record<string, string>) => {
-      const values: Record<string, string> = {};
-      for (const { name, type, query, multi } of dashboard.templating?.list ?? []) {
-        if (type === "textbox") {
-          values[name] = (chosen[name] ?? "").replaceAll("'", "''");
-          continue;
-        }
-        const rows = await reader.unsafe(expand(query, day, values));
-        ok(rows.length > 0, `${name} offers nothing, and in () is no SQL`);
-        for (const row of rows) deepStrictEqual(Object.keys(row), ["__text", "__value"]);
-        const all = rows.map((row) => row.__value);
-        if (chosen[name]) ok(all.includes(chosen[name]), `${name} lacks ${chosen[name]}: ${all}`);
-        values[name] = multi
-          ? quoted(chosen[name] ? [chosen[name]] : all)
-          : (chosen[name] ?? all[0]).replaceAll("'", "''");
-      }
-      return values;
-    };
-    /** Runs all SQL of a dashboard; calls back with the rows of each text. */
-    const run = async (
-      dashboard: Any,
-      range: Range,
-      values: Record<string, string>,
-      look: (rows: postgres.RowList<postgres.Row[]>, target: Any, title: string) => void = () => {},
-    ) => {
-      const texts = [
-        ...panels(dashboard).flatMap(({ title, targets = [] }) =>
-          targets.map((t: Any) => [title, t])
-        ),
-        ...dashboard.annotations.list.map(({ name, target }: Any) => [name, target]),
-      ];
-      for (const [title, target] of texts) {
-        try {
-          look(await reader.unsafe(expand(target.rawSql, range, values)), target, title);
-        } catch (error) {
-          throw new Error(
-            `${dashboard.title}, ${title}, from ${range.from.toISOString()}: ${error}`,
-          );
-        }
-      }
-    };
+    const { choose, run } = reading(reader, day);
     const named = (uid: string): Any => dashboards.find(([, d]) => d.uid === uid)![1];
     const factory = dashboards.filter(isFactory).map(([, dashboard]) => dashboard);
     const press = { area: "Bob's hall", machine_id: "M01" };
@@ -411,16 +432,7 @@ for (const major of [15, 18] as const) {
               }
               ok(rows.length < 8000, `${title}: ${rows.length} rows`);
               if (format !== "time_series") return;
-              // Grafana draws a series for each text, from a column "time" in order and numbers.
-              const [time, ...others] = rows.columns;
-              deepStrictEqual([time.name, time.type], ["time", 1184]);
-              ok(others.every(({ type }) => [...TEXT, ...NUMBERS].includes(type)), title);
-              ok(others.some(({ type }) => NUMBERS.includes(type)), `${title}: no number`);
-              ok(!others.some(({ name }) => name === "metric"), title);
-              ok(
-                rows.every((row, i) => i === 0 || row.time >= rows[i - 1].time),
-                `${title}: order`,
-              );
+              drawable(rows, title);
             });
           }
         },
@@ -579,6 +591,190 @@ Deno.test("the factory's dashboards: numbers, ranges, thresholds and variables t
   deepStrictEqual(names, ["Normal", "Warning", "Critical"]);
 });
 
+// --- hosts ---------------------------------------------------------------------------------------
+
+/**
+ * Samples of one host as collect.ts sends them: the last 20 minutes, before that by the hour. Its
+ * second file system fills by so much an hour, up to so much.
+ */
+function samples(
+  host: string,
+  { cpu = 0.3, memory = 0.5, disk = 0.4, rise = 0, ahead = 0, now = Date.now() },
+): Any[] {
+  const tick = Math.floor(now / 5000) * 5000, hour = Math.floor(now / 3_600_000) * 3_600_000;
+  const times = [
+    ...Array.from({ length: 240 }, (_, i) => hour - (i + 1) * 3_600_000),
+    ...Array.from({ length: 240 }, (_, i) => tick - i * 5000),
+  ];
+  return times.map((time) => ({
+    time: new Date(time).toISOString(),
+    host,
+    tags: { role: "web" },
+    about: { os: "Linux", version: "1", interval: 5, now: new Date(now + ahead).toISOString() },
+    metrics: {
+      cpu: { used: cpu, user: cpu / 2, system: cpu / 4, iowait: 0.01, steal: 0.01, cores: 4 },
+      load: [1, 1, 1],
+      memory: { total: 1000, available: 1000 * (1 - memory), free: 1, buffers: 1, cached: 1 },
+      swap: { total: 100, used: 10 },
+      filesystems: Object.fromEntries(
+        [["/", 0.2], ["/data", disk - rise * (now - time) / 3_600_000]].map(([mount, used]) => [
+          mount,
+          {
+            device: "/dev/vda1",
+            type: "ext4",
+            size: 1e9,
+            used: 1e9 * Math.max(Number(used), 0.01),
+            available: 1e9 * (1 - Math.max(Number(used), 0.01)),
+            inodes: 1000,
+            inodes_used: 10,
+          },
+        ]),
+      ),
+      disks: { vda: { read_bytes: 1, written_bytes: 2, reads: 1, writes: 1, busy: 0.1 } },
+      network: { eth0: { received_bytes: 10, sent_bytes: 20, received_packets: 1 } },
+      uptime: 1000,
+      processes: { total: 100, running: 1, blocked: 0 },
+      sockets: { tcp: 1, udp: 1 },
+      temperatures: { "Package id 0": 45.5 },
+      container: { cpu_limit: 2, memory_limit: 1e9 },
+      scrape: { 'requests{code="200"}': 3.2 },
+      collector: { lost: 1 },
+    },
+  }));
+}
+
+for (const major of [15, 18] as const) {
+  Deno.test(`as grafana_readonly, PostgreSQL ${major}: the dashboards and alerts of hosts`, async (t) => {
+    await using server = await testServer({ major });
+    const migrated = await script("migrate.ts", [], {
+      DATABASE_URL: server.url,
+      DB_PASSWORD: "one",
+      GRAFANA_DB_PASSWORD: "two",
+      COLLECTOR_DB_PASSWORD: "three",
+    });
+    strictEqual(migrated.code, 0, migrated.stderr);
+    await using reader = Object.assign(
+      postgres(server.urlFor("grafana_readonly", "two"), { max: 1, onnotice: () => {} }),
+      { [Symbol.asyncDispose]: () => reader.end() },
+    );
+    const back = (seconds: number, interval: number): Range => (
+      { from: new Date(Date.now() - seconds * 1000), to: new Date(), interval }
+    );
+    const day = back(86_400, 60);
+    const { choose, run } = reading(reader, day);
+    const of = dashboards.filter(isHosts).map(([, dashboard]) => dashboard);
+    const [host] = of.filter(({ uid }) => uid === "host");
+
+    await t.step("empty tables: no error", async () => {
+      for (const dashboard of of) await run(dashboard, day, await choose(dashboard, {}));
+    });
+    const send = async (records: Any[]) => {
+      const sender = postgres(server.urlFor("collector", "three"), { max: 1 });
+      for (let i = 0; i < records.length; i += 500) {
+        const batch = JSON.stringify(records.slice(i, i + 500));
+        await sender`select pgpulse.collect(${batch}::text::jsonb)`;
+      }
+      await sender.end();
+    };
+    await send([
+      ...samples("calm", {}),
+      ...samples("Bob's host <1>", { cpu: 0.97, memory: 0.97, ahead: 60_000 }),
+      ...samples("full", { disk: 0.95 }),
+      ...samples("filling", { disk: 0.6, rise: 0.05 }),
+      ...samples("gone", { now: Date.now() - 1_200_000 }),
+    ]);
+    await server.sql`
+      update hosts set last_seen = now() - interval '20 minutes' where host = 'gone'`;
+
+    for (const dashboard of of) {
+      await t.step(`${dashboard.title}: draws something, no error over any range`, async () => {
+        const values = await choose(dashboard, { host: "Bob's host <1>" });
+        const ranges = [
+          back(300, 1),
+          back(3600, 5),
+          day,
+          back(604_800, 600),
+          back(2_592_000, 1800),
+          back(31_536_000, 43_200),
+        ];
+        for (const range of ranges) {
+          await run(dashboard, range, values, (rows, { format }, title) => {
+            ok(rows.length > 0, `${title} from ${range.from.toISOString()}: no rows`);
+            for (const name of Object.keys(rows[0])) {
+              if (range !== day || name === "Full in") continue;
+              ok(rows.some((row) => row[name] !== null), `no ${name}`);
+            }
+            ok(rows.length < 8000, `${title}: ${rows.length} rows`);
+            if (format === "time_series") drawable(rows, title);
+          });
+        }
+        const before = { from: new Date("1990-01-01"), to: new Date("1990-01-02"), interval: 60 };
+        await run(dashboard, before, values);
+      });
+    }
+    await t.step("a filter by name or tag, and one that nothing passes", async () => {
+      const [hosts] = of.filter(({ uid }) => uid === "hosts");
+      for (const [filter, many] of [["^ca", 1], ["web", 5], ["n'o", 0]] as const) {
+        await run(hosts, back(300, 1), await choose(hosts, { filter }), (rows, _, title) => {
+          if (title === "All hosts") strictEqual(rows.length, many, filter);
+        });
+      }
+    });
+    await t.step("Host: its channels are there, windows fit, and it says who looks", async () => {
+      const values = await choose(host, { host: "Bob's host <1>" });
+      const addresses = await reader`select address, rows from pgpulse.channels`;
+      const windows = new Map(addresses.map(({ address, rows }) => [address, rows]));
+      const live = panels(host).filter(({ datasource }) => datasource?.uid === LIVE);
+      strictEqual(live.length, 3);
+      for (const { title, targets: [{ channel }], maxDataPoints } of live) {
+        const address = values[channel.match(/^\$\{(\w+)\}$/)![1]];
+        strictEqual(windows.get(address), maxDataPoints * 2, `${title}: ${address}`);
+      }
+      const watches = await server.sql`
+        select stream from pgpulse.watches where value = 'Bob''s host <1>' and until > now() order by 1`;
+      deepStrictEqual(watches.map(({ stream }) => stream), ["cpu", "memory", "network"]);
+    });
+    await t.step("alerts: those that they are for", async () => {
+      const fired: Record<string, string[]> = {};
+      for (const [title, rule] of rules.filter(([, { dashboardUid }]) => dashboardUid === "host")) {
+        const rows = await reader.unsafe(query(rule));
+        const [number, ...more] = rows.columns.filter(({ type }) => NUMBERS.includes(type));
+        ok(number && !more.length, `${title}: one number and labels`);
+        ok(rows.columns.every(({ type }) => [...TEXT, ...NUMBERS].includes(type)), title);
+        const { type, params: [limit] } = rule.data.at(-1).model.conditions[0].evaluator;
+        fired[title] = rows.filter((row) => {
+          const value = Number(row[number.name]);
+          return type === "gt" ? value > limit : value < limit;
+        }).map((row) => row.host);
+      }
+      deepStrictEqual(fired, {
+        "Host silent": ["gone"],
+        "CPU busy": ["Bob's host <1>"],
+        "Memory nearly used up": ["Bob's host <1>"],
+        "File system nearly full": ["full"],
+        "Clock off": ["Bob's host <1>"],
+        "Disk full within a day": ["filling"],
+      });
+    });
+  });
+}
+
+Deno.test("the dashboards of hosts: names and ranges that people know, one leads to the other", () => {
+  const of = new Map(dashboards.filter(isHosts).map(([, d]) => [d.uid, d]));
+  deepStrictEqual([...of].map(([uid, { title }]) => [uid, title]), [["host", "Host"], [
+    "hosts",
+    "Hosts",
+  ]]);
+  for (const { timepicker } of of.values()) {
+    const offered = timepicker.quick_ranges.map(({ from }: Any) => from);
+    for (const from of ["5m", "1h", "24h", "30d", "1y"]) ok(offered.includes(`now-${from}`), from);
+  }
+  match(
+    JSON.stringify(of.get("hosts")),
+    /d\/host\?var-host=\$\{__data\.fields\.Host:percentencode\}/,
+  );
+});
+
 // --- dashboards ----------------------------------------------------------------------------------
 
 for (const [path, dashboard] of dashboards) {
@@ -704,6 +900,7 @@ for (const [title, rule] of rules) {
     const { __dashboardUid__: uid, __panelId__: id } = rule.annotations;
     deepStrictEqual([uid, id], [rule.dashboardUid, `${rule.panelId}`], "messages link by these");
     if (rule.dashboardUid === "machine") match(rule.annotations.link, /Labels\.machine_id/);
+    if (rule.dashboardUid === "host") match(rule.annotations.link, /Labels\.host/);
   });
 }
 
@@ -757,7 +954,15 @@ Deno.test("compose: the scripts run with the permissions that deno.json gives th
   const { tasks } = JSON.parse(read("deno.json"));
   const ran = services.filter(([, { image }]) => image.startsWith("denoland/deno:"));
   for (
-    const name of ["migrate", "generate", "generate-live", "relay", "upkeep", "contact-points"]
+    const name of [
+      "migrate",
+      "generate",
+      "generate-live",
+      "relay",
+      "upkeep",
+      "collect",
+      "contact-points",
+    ]
   ) {
     ok(ran.some(([other]) => other === name), name);
   }
@@ -827,7 +1032,7 @@ Deno.test("compose: starts in order, and what is mounted is there", () => {
     }
   }
   deepStrictEqual(Object.keys(compose.services.migrate.depends_on), ["postgres"]);
-  for (const name of ["generate", "generate-live", "relay", "upkeep", "grafana"]) {
+  for (const name of ["generate", "generate-live", "relay", "upkeep", "collect", "grafana"]) {
     ok("migrate" in compose.services[name].depends_on, name);
   }
   ok(compose.services.postgres.volumes.includes("postgres-data:/var/lib/postgresql"));
@@ -844,7 +1049,7 @@ Deno.test("compose: Grafana gets every variable that provisioning names", () => 
 
 Deno.test(".env.example: explains every variable that the scripts read", () => {
   // Those of the system and of libpq are no settings of ours.
-  const system = /^(HOME|PATH|NO_PROXY|XDG_\w+|CI|NO_COLOR|TERM)$/;
+  const system = /^(HOME|PATH|NO_PROXY|XDG_\w+|STATE_DIRECTORY|LOCALAPPDATA|CI|NO_COLOR|TERM)$/;
   const names = list("scripts", ".ts").filter((path) => !/_test\.ts$|testing\.ts$/.test(path))
     .flatMap((path) =>
       [...read(path).matchAll(/\b(?:env(?:\.get)?|given)\((?:\s*"[A-Z_]+",?)+/g)]

@@ -6,7 +6,7 @@
  * which is short for
  *
  *     deno run --no-prompt --allow-net --allow-read \
- *         "--allow-env=DATABASE_URL,DB_*,GRAFANA_DB_PASSWORD,MIGRATE_USER,POSTGRES_PASSWORD,PG*" \
+ *         "--allow-env=DATABASE_URL,DB_*,COLLECTOR_DB_*,GRAFANA_DB_*,MIGRATE_USER,POSTGRES_*,PG*" \
  *         scripts/migrate.ts
  *
  * Needs PostgreSQL 15 or newer and a login that owns the database.
@@ -51,8 +51,9 @@ Environment
   DATABASE_URL     postgres://owner:password@host:5432/database?sslmode=verify-full, or else
   DB_HOST, DB_PORT, DB_NAME, DB_SSLMODE, DB_SSLROOTCERT (localhost, 5432, testdb, prefer, none)
   MIGRATE_USER, POSTGRES_PASSWORD  login of the owner (user, none)
-  DB_PASSWORD, GRAFANA_DB_PASSWORD  what the roles server and grafana_readonly get as passwords;
-                   they leave this program as SCRAM-SHA-256 verifiers only
+  DB_PASSWORD, GRAFANA_DB_PASSWORD, COLLECTOR_DB_PASSWORD  what the roles server, grafana_readonly
+                   and collector get as passwords; they leave this program as SCRAM-SHA-256
+                   verifiers only
 A pooler must be in session mode.
 
 Cost: one connection, half a second when nothing is to do; a migration locks what it changes.
@@ -69,6 +70,7 @@ Examples
 const ROLES: Record<string, string> = {
   server: "DB_PASSWORD",
   grafana_readonly: "GRAFANA_DB_PASSWORD",
+  collector: "COLLECTOR_DB_PASSWORD",
 };
 
 // Before each file: undoes what the role, the database or the last file have set. By the last line

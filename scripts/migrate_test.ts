@@ -466,8 +466,9 @@ for (const major of [15, 18] as const) {
       const left = (await db.contents()).filter((what) => !before.includes(what));
       const tables =
         "metrics|live_metrics|machines|machine_states|machine_history|machine_metrics|" +
-        "energy_consumption|production|alarms|maintenance|downtime";
-      // Stored, machine_metrics stays a view over schemas rows and packed.
+        "energy_consumption|production|alarms|maintenance|downtime|" +
+        "hosts|system_metrics|postgresql_metrics";
+      // Stored ones stay views over schemas rows and packed.
       const data = new RegExp(`\\b(${tables}|idx_machine_metrics|rows|packed)(\\b|_)`);
       same(left.filter((what) => !data.test(what)), [], "only tables stay");
       equal((await db.sql`select from pg_roles where rolname = 'server'`).length, 0);
@@ -488,7 +489,7 @@ for (const major of [15, 18] as const) {
         const said = await db.done([], PASSWORDS);
         match(said, /Cannot create roles as "landlord"; all else goes on/);
         const orders = said.match(/create role \w+ login password '...'/g)!;
-        equal(orders.length, 2);
+        equal(orders.length, 3);
         for (const order of orders) await server.sql.unsafe(order.replace("...", "secret"));
         match(await db.done([], PASSWORDS), /^Nothing to do/);
         const at = (role: string) => db.url.replace("landlord", role);

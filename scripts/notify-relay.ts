@@ -80,6 +80,11 @@ const MAX_LABEL = 200;
 const MAX_SERIES = 100;
 /** Channels of one split stream; Grafana never forgets a channel. */
 const MAX_CHANNELS = 500;
+/** The same with a slow beat, and so many that all still run at full beat. */
+const MAX_SLOW_CHANNELS = 5_000;
+const FEW_CHANNELS = 50;
+/** Values that split a stream with a slow beat are looked up so often. */
+const VALUES_MS = 10_000;
 /** Every window is pushed again so often: Grafana's cache of last frames ends with its process. */
 const REPUSH_MS = 10_000;
 /** Whole windows are read again so often: late commits, updates and deletes show by then. */
@@ -195,12 +200,14 @@ export interface Plan {
   rows: number;
   coarse_rows: number;
   beat_ms: number;
+  slow_ms: number | null;
   split: string | null;
   labels: string[];
   fields: string[];
   tables: string[];
   read_all: string;
   read_tail: string;
+  read_values: string | null;
   fault: string | null;
 }
 
@@ -262,6 +269,10 @@ export class Channel {
   size = 0;
   /** Counts changes of `text`. */
   version = 0;
+  /** Nobody watches it: it is read on the slow beat, and holds no rows between. */
+  resting = false;
+  /** Until when somebody watches it here, by performance.now(). */
+  watchedUntil = 0;
   /** Only every so many-th time is shown, where all would be too long for a message. */
   thinned = 1;
   #series = new Set<string>();
@@ -277,9 +288,16 @@ export class Channel {
 
   /** Takes a whole window. */
   replace(fine: Row[], coarse: Row[]): boolean {
+    this.resting = false;
     this.fine = newest(this.#known(fine), this.plan.rows - this.plan.coarse_rows);
     this.coarse = newest(this.#known(coarse), this.plan.coarse_rows);
     return this.#render();
+  }
+
+  /** The same, as it is read. */
+  take(rows: { row: Row; fine: boolean }[] = []): boolean {
+    const some = (fine: boolean) => rows.filter((r) => r.fine === fine).map(({ row }) => row);
+    return this.replace(some(true), some(false));
   }
 
   /** Takes the rows from `since` on; what was there and has not come again is gone. */
@@ -287,6 +305,13 @@ export class Channel {
     const kept = this.fine.filter((row) => row.ms < since);
     this.fine = newest([...kept, ...this.#known(rows)], this.plan.rows - this.plan.coarse_rows);
     return this.#render();
+  }
+
+  /** Lets go of the rows; what was pushed stays. */
+  rest(): void {
+    this.resting = true;
+    this.fine = [];
+    this.coarse = [];
   }
 
   get newestMs(): number {
@@ -484,6 +509,12 @@ class Stream {
   /** Cuts a pause after a failure short. */
   readonly retry = new Signal();
   #nextFull = 0;
+  /** With a slow beat: all values that split the stream, those that are read at full beat, and
+   * where among the others the slow beat is. */
+  #values: string[] = [];
+  #live: string[] = [];
+  #valuesAt = -Infinity;
+  #turn = { at: performance.now(), owed: 0, value: "" };
   /** What a read of each kind costs in milliseconds; of the last two the cheaper, as one may have
    * met a busy machine or a new connection. */
   #cost = { full: 0, tail: 0 };
@@ -509,11 +540,12 @@ class Stream {
   /** Opens a channel for each value that has none yet; SQL alone knows how channels are named. */
   async #open(values: string[]): Promise<void> {
     const { plan, relay } = this;
-    const room = MAX_CHANNELS - this.channels.size;
+    const most = plan.slow_ms ? MAX_SLOW_CHANNELS : MAX_CHANNELS;
+    const room = most - this.channels.size;
     if (values.length > room) {
       relay.troubles.say(
         `channels ${plan.stream}`,
-        `Stream "${plan.stream}" has more than ${MAX_CHANNELS} values of "${plan.split}": ` +
+        `Stream "${plan.stream}" has more than ${most} values of "${plan.split}": ` +
           `the others get no channel; let its view show fewer`,
       );
       if (room < 1) return;
@@ -541,8 +573,10 @@ class Stream {
       this.hinted = false;
       this.#waited = 0;
       try {
+        if (plan.slow_ms) await this.#choose(started);
         const kind = started >= this.#nextFull ? "full" : "tail";
-        const changed = kind === "full" ? await this.#readAll() : await this.#readTail();
+        let changed = kind === "full" ? await this.#readAll() : await this.#readTail();
+        if (plan.slow_ms && await this.#readSome(started)) changed = true;
         const spent = performance.now() - started - this.#waited;
         const cost = this.#cost[kind] = Math.min(spent, this.#lastCost[kind] ?? 0);
         this.#lastCost[kind] = spent;
@@ -592,42 +626,105 @@ class Stream {
     }
   }
 
+  /** Which channels to read at full beat: those that are watched, or all where they are few. */
+  async #choose(now: number): Promise<void> {
+    const { plan, relay } = this;
+    if (now - this.#valuesAt > VALUES_MS) {
+      const answer = await relay.query(plan.read_values!, []);
+      this.#values = answer.map(([value]) => value as string).slice(0, MAX_SLOW_CHANNELS);
+      this.#valuesAt = now;
+      const unknown = this.#values.filter((value) => !this.channels.has(value));
+      if (unknown.length) await this.#open(unknown);
+    }
+    const before = new Set(this.#live);
+    const few = this.#values.length <= FEW_CHANNELS;
+    const watched = new Set([...relay.watched.get(plan.stream) ?? [], ...few ? this.#values : []]);
+    for (const [value, { watchedUntil }] of this.channels) {
+      if (watchedUntil > now) watched.add(value);
+    }
+    this.#live = [...watched].slice(0, MAX_CHANNELS);
+    if (this.#live.some((value) => !before.has(value))) this.#nextFull = 0;
+    for (const [, channel] of this.#others()) if (!channel.resting) channel.rest();
+  }
+
+  /** Reads the windows of some channels that nobody watches, of all within the slow beat. */
+  async #readSome(now: number): Promise<boolean> {
+    const { plan } = this;
+    const turn = this.#turn;
+    const others = this.#others();
+    turn.owed += others.length * Math.min(1, (now - turn.at) / plan.slow_ms!);
+    turn.at = now;
+    const count = Math.min(Math.floor(turn.owed), others.length, FEW_CHANNELS);
+    if (!count) return false;
+    turn.owed -= count;
+    const ordered = others.sort(([a], [b]) => a < b ? -1 : 1);
+    const next = ordered.findIndex(([value]) => value > turn.value);
+    const some = [...ordered.slice(Math.max(next, 0)), ...ordered].slice(0, count);
+    turn.value = some.at(-1)![0];
+    const { parts } = await this.#read("full", [plan.rows, some.map(([value]) => value)]);
+    let changed = false;
+    for (const [value, channel] of some) {
+      if (channel.take(parts.get(value))) changed = true;
+      channel.rest();
+    }
+    return changed;
+  }
+
+  /** Channels that are read at full beat, with what they are split by. */
+  #current(): [string, Channel][] {
+    if (!this.plan.slow_ms) return [...this.channels];
+    return this.#live.flatMap((value) => {
+      const channel = this.channels.get(value);
+      return channel ? [[value, channel]] : [];
+    });
+  }
+
+  /** Those that nobody watches. */
+  #others(): [string, Channel][] {
+    const live = new Set(this.#live);
+    return [...this.channels].filter(([value]) => !live.has(value));
+  }
+
+  /** The parameter of queries that read certain values only. */
+  #chosen(): string[][] {
+    return this.plan.slow_ms ? [this.#live] : [];
+  }
+
   #wanted(): number {
-    return Math.max(this.plan.rows, ...[...this.channels.values()].map((c) => c.wanted));
+    return Math.max(this.plan.rows, ...this.#current().map(([, c]) => c.wanted));
   }
 
   async #readAll(): Promise<boolean> {
     let changed = false;
+    if (this.plan.slow_ms && !this.#live.length) return false;
     for (let asked = 0; asked < this.#wanted();) {
       // Series seen for the first time make room for themselves: then more rows are wanted.
       asked = this.#wanted();
-      const { parts } = await this.#read("full", [asked]);
-      for (const [value, channel] of this.channels) {
-        const rows = parts.get(value) ?? [];
-        const fine = rows.filter((r) => r.fine).map((r) => r.row);
-        const coarse = rows.filter((r) => !r.fine).map((r) => r.row);
-        if (channel.replace(fine, coarse)) changed = true;
+      const { parts } = await this.#read("full", [asked, ...this.#chosen()]);
+      for (const [value, channel] of this.#current()) {
+        if (channel.take(parts.get(value))) changed = true;
       }
     }
     return changed;
   }
 
   async #readTail(): Promise<boolean> {
+    if (this.plan.slow_ms && !this.#live.length) return false;
     const now = this.relay.now();
     // A full read leaves out values that were silent for long: no tail is to bring them back.
     const newest = Math.max(
       this.plan.split ? now - FULL_MS : 0,
-      ...[...this.channels.values()].map((c) => c.newestMs),
+      ...this.#current().map(([, c]) => c.newestMs),
     );
     // Rows ahead of the database's clock must not hide those of the present.
     const since = Math.min(newest, now) - OVERLAP_MS;
-    const sum = () => [...this.channels.values()].reduce((sum, c) => sum + c.wanted, 0);
+    const sum = () => this.#current().reduce((sum, [, c]) => sum + c.wanted, 0);
     const wanted = Math.max(this.plan.rows, sum());
-    const { parts, cut } = await this.#read("tail", [wanted, since]);
+    const { parts, cut } = await this.#read("tail", [wanted, since, ...this.#chosen()]);
     // Cut off by the limit, the answer speaks only of the time after its oldest row.
     const from = Math.max(since, cut);
     let changed = false;
-    for (const [value, channel] of this.channels) {
+    for (const [value, channel] of this.#current()) {
       if (channel.replaceTail(from, (parts.get(value) ?? []).map((r) => r.row))) changed = true;
     }
     // New series, and perhaps older rows of theirs that the limit cut off.
@@ -639,7 +736,7 @@ class Stream {
    * Runs one of the plan's queries, of which the first parameter is the limit. Gives rows by the
    * value that splits the stream, and from when on the limit lets them be whole.
    */
-  async #read(kind: "full" | "tail", parameters: number[]) {
+  async #read(kind: "full" | "tail", parameters: [number, ...unknown[]]) {
     const { plan, relay } = this;
     const cost = this.#lastCost[kind] ?? this.#lastCost.full ?? 0;
     const lane = cost < SLOW_MS ? relay.quick : relay.slow;
@@ -768,9 +865,11 @@ export class Grafana {
       if (!channel.text) continue;
       const sent = this.#sent.get(channel);
       const changed = sent?.version !== channel.version && !sent?.refused;
-      if (changed || now - sent!.at >= REPUSH_MS) due.push({ channel, at: sent?.at ?? 0 });
+      const again = channel.resting ? channel.plan.slow_ms! : REPUSH_MS;
+      if (changed || now - sent!.at >= again) due.push({ channel, at: sent?.at ?? 0 });
     }
-    due.sort((a, b) => a.at - b.at);
+    // What somebody looks at goes first.
+    due.sort((a, b) => Number(a.channel.resting) - Number(b.channel.resting) || a.at - b.at);
     const batch: Channel[] = [];
     let length = 0;
     for (const { channel } of due) {
@@ -1370,6 +1469,8 @@ class Unavailable extends Error {}
 export class Relay {
   readonly troubles = new Troubles();
   readonly streams = new Map<string, Stream>();
+  /** Values of split streams that panels look at, by pgpulse.watch_stream. */
+  readonly watched = new Map<string, Set<string>>();
   readonly grafanas: Grafana[] = [];
   sinks?: Sinks;
   readonly #watchers = new Set<Signal>();
@@ -1538,6 +1639,8 @@ export class Relay {
         const [[ms, leads]] = await withTimeout(pulse, 5_000);
         this.works("pulse of the relay");
         for (const part of this.#failing) this.streams.get(part)?.retry.fire();
+        // A replica has no leases.
+        if (writes) await withTimeout(this.#readWatches(), 5_000);
         this.#clock = ms - (started + performance.now()) / 2;
         const led = this.leading();
         this.#leadUntil = leads ? started + LEASE_S * 1000 : 0;
@@ -1572,6 +1675,21 @@ export class Relay {
     }
     if (!lease || !this.leading()) return;
     await this.#own`select pgpulse.hold_lease(${lease}, ${this.#me}, 0)`.catch(() => {});
+  }
+
+  /** Only where there is a stream with a slow beat. */
+  async #readWatches(): Promise<void> {
+    if (![...this.streams.values()].some(({ plan }) => plan.slow_ms)) return;
+    const answer = await this.#own<{ stream: string; value: string }[]>`
+      select stream, value from pgpulse.watches where until > clock_timestamp()`;
+    const before = new Map(this.watched);
+    this.watched.clear();
+    for (const { stream, value } of answer) {
+      this.watched.set(stream, (this.watched.get(stream) ?? new Set()).add(value));
+    }
+    for (const [stream, values] of this.watched) {
+      if (!values.isSubsetOf(before.get(stream) ?? new Set())) this.streams.get(stream)?.hint();
+    }
   }
 
   #lead(): void {
@@ -1791,8 +1909,12 @@ addEventListener("resize", () => {
 /** What the relay serves over HTTP. */
 export function serve(relay: Relay): Hono {
   const app = new Hono();
+  // Whoever asks for one channel watches it; of a stream those are shown that run at full beat.
   const find = (name?: string) =>
-    [...relay.channels()].filter((c) => !name || c.name === name || c.plan.stream === name);
+    [...relay.channels()].filter((c) => {
+      if (c.name === name && c.plan.slow_ms) c.watchedUntil = performance.now() + 15_000;
+      return c.name === name || !c.resting && (!name || c.plan.stream === name);
+    });
 
   app.get("/", (c) => c.html(PAGE));
 
@@ -1855,7 +1977,7 @@ function events(c: Context, relay: Relay, channels: () => Channel[]) {
     while (!stream.aborted && !relay.stopped) {
       for (const channel of channels()) {
         const last = seen.get(channel);
-        if (last?.version === channel.version) continue;
+        if (last?.version === channel.version || channel.resting) continue;
         const rows = channel.rows();
         const lines = new Map(rows.map((row) => [row.line, row.ms]));
         seen.set(channel, { version: channel.version, lines });
@@ -1884,7 +2006,10 @@ function events(c: Context, relay: Relay, channels: () => Channel[]) {
         quietSince = performance.now();
       }
       // What changed while something was written set off a signal that nobody waited for.
-      if (channels().some((channel) => seen.get(channel)?.version !== channel.version)) continue;
+      const missed = channels().some((channel) =>
+        !channel.resting && seen.get(channel)?.version !== channel.version
+      );
+      if (missed) continue;
       await signal.wait(5_000);
     }
   });
@@ -1917,6 +2042,12 @@ function metrics(relay: Relay): string {
   ]]);
   metric("troubles", "gauge", "Troubles that last.", [["", relay.troubles.list().length]]);
   metric("channels", "gauge", "Channels of each stream.", stream((s) => s.channels.size));
+  metric(
+    "channels_resting",
+    "gauge",
+    "Those of them that nobody watches, on their slow beat.",
+    stream((s) => [...s.channels.values()].filter((c) => c.resting).length),
+  );
   metric("reads_total", "counter", "Reads of each stream's view.", stream((s) => s.reads));
   metric(
     "read_seconds_total",

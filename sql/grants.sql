@@ -28,7 +28,10 @@ begin
             execute format('grant usage on sequence %s to server', sequence);
         end loop;
         grant select on all tables in schema live to server;
-        grant select on pgpulse.streams, pgpulse.channels to server;
+        grant select on pgpulse.streams, pgpulse.channels, pgpulse.watches to server;
+        grant execute on function pgpulse.watch_stream to server;
+        grant select on public.hosts, public.system_metrics, public.postgresql_metrics to server;
+        grant execute on function pgpulse.collect to server;
         grant select on pgpulse.rollups to server;
         grant select on all tables in schema rollup to server;
         grant execute on all functions in schema rollup to server;
@@ -71,11 +74,24 @@ begin
             execute format('grant select on %s %s to grafana_readonly', part.kind, part.name);
         end loop;
         grant execute on all functions in schema rollup, packed to grafana_readonly;
+        grant execute on function pgpulse.watch_stream to grafana_readonly;
         alter default privileges in schema rollup, packed grant execute on functions to grafana_readonly;
         alter default privileges in schema public, live, rollup, rows, packed, pgpulse
             grant select on tables to grafana_readonly;
         alter default privileges in schema public, live, pgpulse
             grant select on sequences to grafana_readonly;
+    end if;
+end
+$$;
+
+-- Sends samples, by the one function that takes them, and reads nothing. Roles that are to send those of
+-- certain hosts only are members of it: pgpulse.bind_host.
+do $$
+begin
+    if to_regrole('collector') is not null then
+        execute format('grant connect on database %I to collector', current_database());
+        grant usage on schema pgpulse to collector;
+        grant execute on function pgpulse.collect to collector;
     end if;
 end
 $$;

@@ -1,4 +1,4 @@
--- The two login roles, where they are missing and the user may create roles; run first at every
+-- The login roles, where they are missing and the user may create roles; run first at every
 -- migrate, which then sets their passwords. The comment marks what uninstall.sql may drop.
 do $$
 declare
@@ -8,7 +8,8 @@ begin
         select *
         from (values
             ('server', 'pgpulse: scripts log in as this role'),
-            ('grafana_readonly', 'pgpulse: Grafana logs in as this role and only reads')
+            ('grafana_readonly', 'pgpulse: Grafana logs in as this role and only reads'),
+            ('collector', 'pgpulse: scripts/collect.ts logs in as this role and only sends samples')
         ) as roles (name, purpose)
         where to_regrole(name) is null
     loop

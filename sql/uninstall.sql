@@ -20,6 +20,26 @@ begin
 end
 $$;
 
+-- So do the views of hosts.
+do $$
+declare
+    name regclass;
+begin
+    for name in
+        select c.oid::regclass
+        from pg_class c
+        where c.relnamespace = 'public'::regnamespace
+            and c.relkind = 'v'
+            and (c.relname ~ '^host_' or c.relname = 'hosts_now' or c.relname ~ '^postgresql_')
+            and c.relname not in ('system_metrics', 'postgresql_metrics')
+            and obj_description(c.oid, 'pg_class') like 'pgpulse:%'
+    loop
+        raise notice 'drops view %', name;
+        execute format('drop view %s cascade', name);
+    end loop;
+end
+$$;
+
 -- Sinks and rollups leave their sources as they were, without the column tx.
 do $$
 begin
@@ -101,7 +121,10 @@ begin
         'production',
         'alarms',
         'maintenance',
-        'downtime'
+        'downtime',
+        'hosts',
+        'system_metrics',
+        'postgresql_metrics'
     ] loop
         if to_regclass('public.' || name) is null then
             continue;
@@ -155,7 +178,7 @@ begin
             rolname as name,
             coalesce(shobj_description(oid, 'pg_authid') like 'pgpulse:%', false) as ours
         from pg_roles
-        where rolname in ('server', 'grafana_readonly')
+        where rolname in ('server', 'grafana_readonly', 'collector')
         order by 2
     loop
         begin

@@ -70,7 +70,8 @@ create or replace function pgpulse.add_stream(
     rows int default 300,
     beat interval default '200 milliseconds',
     split text default null,
-    stream_id text default 'pgpulse'
+    stream_id text default 'pgpulse',
+    slow interval default null
 ) returns void
 language plpgsql
 as $$
@@ -119,6 +120,11 @@ begin
         raise exception 'Cannot add stream "%" with a beat of %: nobody sees that', stream, beat
             using hint = 'Give 20 milliseconds or more';
     end if;
+    if slow is not null and (split is null or slow < beat) then
+        raise exception 'Cannot add stream "%" with a slow beat of %', stream, slow
+            using hint = 'It is for channels of a split stream that nobody watches, and no shorter than '
+                'their beat';
+    end if;
     if step is not null and history is null then
         raise exception 'Cannot add stream "%" with a step but no history', stream
             using hint = 'history says how far back the rows at every step reach';
@@ -147,7 +153,7 @@ begin
                 || 'name, or pgpulse.drop_stream it first and reload the panels';
     end if;
     insert into pgpulse.streams as s
-        (stream, stream_id, rows, history, step, beat, split, columns)
+        (stream, stream_id, rows, history, step, beat, split, slow, columns)
     values (
         stream,
         stream_id,
@@ -156,6 +162,7 @@ begin
         step,
         beat,
         split,
+        slow,
         now_columns
     )
     on conflict on constraint streams_pkey do update
@@ -164,8 +171,11 @@ begin
         history = excluded.history,
         step = excluded.step,
         beat = excluded.beat,
-        split = excluded.split;
-    for watched in select pgpulse.tables_behind(view) loop
+        split = excluded.split,
+        slow = excluded.slow;
+    perform pgpulse.unwatch();
+    -- Others are read on their beat: their writers need not say anything.
+    for watched in select pgpulse.tables_behind(view) where beat < interval '1 second' loop
         begin
             perform pgpulse.watch(watched);
         exception when insufficient_privilege or wrong_object_type then
@@ -181,21 +191,18 @@ comment on function pgpulse.add_stream is
     'Makes the view live.<stream> a live stream, or changes one; a running relay picks it up. '
     'history and step add a coarse part before the newest rows: one row every step, back to history. '
     'rows: size of the window in distinct milliseconds, the coarse part included; panels set '
-    'maxDataPoints to half of it. beat: shortest time between two pushes. split: a text column with '
-    'a channel for each of its values. stream_id: second part of the address.';
+    'maxDataPoints to half of it. beat: shortest time between two pushes; from a second on writers send no '
+    'hints. split: a text column with a channel for each of its values. slow: beat of those channels that '
+    'nobody watches (pgpulse.watch_stream), where there are more than 50. stream_id: second part of the '
+    'address.';
 
-create or replace function pgpulse.drop_stream(stream text) returns void
+-- Takes the triggers off tables that no quick stream reads.
+create or replace function pgpulse.unwatch() returns void
 language plpgsql
 as $$
 declare
     watched regclass;
 begin
-    delete from pgpulse.streams s where s.stream = drop_stream.stream;
-    if not found then
-        raise exception 'Cannot drop stream "%": there is none of that name', stream
-            using hint = 'select stream from pgpulse.streams lists them';
-    end if;
-    perform pg_notify('pgpulse', 'pgpulse.streams');
     for watched in
         select t.tgrelid::regclass
         from pg_trigger t
@@ -205,7 +212,7 @@ begin
                 select
                 from pgpulse.streams s,
                     pgpulse.tables_behind(to_regclass(format('live.%I', s.stream))) b
-                where b = t.tgrelid
+                where s.beat < interval '1 second' and b = t.tgrelid
             )
     loop
         begin
@@ -214,6 +221,20 @@ begin
             raise notice 'The trigger pgpulse_hint on table % is left there: %', watched, sqlerrm;
         end;
     end loop;
+end
+$$;
+
+create or replace function pgpulse.drop_stream(stream text) returns void
+language plpgsql
+as $$
+begin
+    delete from pgpulse.streams s where s.stream = drop_stream.stream;
+    if not found then
+        raise exception 'Cannot drop stream "%": there is none of that name', stream
+            using hint = 'select stream from pgpulse.streams lists them';
+    end if;
+    perform pg_notify('pgpulse', 'pgpulse.streams');
+    perform pgpulse.unwatch();
 end
 $$;
 
@@ -382,12 +403,14 @@ returns table (
     rows int,
     coarse_rows int,
     beat_ms float8,
+    slow_ms float8,
     split text,
     labels text[],
     fields text[],
     tables text[],
     read_all text,
     read_tail text,
+    read_values text,
     fault text
 )
 language plpgsql
@@ -410,6 +433,7 @@ begin
         rows := s.rows;
         coarse_rows := coalesce(ceil(extract(epoch from s.history) / extract(epoch from s.step)), 0);
         beat_ms := extract(epoch from s.beat) * 1000;
+        slow_ms := extract(epoch from s.slow) * 1000;
         split := s.split;
         fault := case
             when view is null then 'its view is gone'
@@ -444,6 +468,7 @@ begin
                 from pgpulse.tables_behind(view) b
                 join pg_class c on c.oid = b
                 join pg_namespace n on n.oid = c.relnamespace
+                where s.beat < interval '1 second'
             );
             own_part := case when s.split is null then '' else format('v.%I = part.value and', s.split) end;
 
@@ -451,10 +476,11 @@ begin
                 $q$select (extract(epoch from v.%1$s) * 1000)::float8 as ms, %2$s
 from live.%3$I v
 where v.%1$s >= least(to_timestamp($2::float8 / 1000), now() - interval '2 seconds')
-    and v.%1$s <= now() + interval '1 minute'
+    and v.%1$s <= now() + interval '1 minute'%4$s
 order by v.%1$s desc
 limit $1$q$,
-                t, output, s.stream
+                t, output, s.stream,
+                case when s.slow is not null then format(E'\n    and v.%I::text = any ($3::text[])', s.split) end
             );
 
             -- The newest rows, $1 of them for each channel.
@@ -509,6 +535,7 @@ cross join lateral (
                     per_label, label_list || ',', case when label_list is null then 'limit 1' end
                 ) end;
             end if;
+            read_values := case when s.split is not null then pgpulse.split_query(s.stream) end;
             if s.split is not null then
                 read_all := format(
                     $q$select rows_of_part.*
@@ -518,7 +545,15 @@ from (
 cross join lateral (
 %2$s
 ) as rows_of_part$q$,
-                    pgpulse.split_query(s.stream), read_all
+                    case
+                        when s.slow is null then read_values
+                        else (
+                            select format('select unnest($2::text[]::%s[]) as value', type)
+                            from pgpulse.view_columns(view)
+                            where name = s.split
+                        )
+                    end,
+                    read_all
                 );
             end if;
         else
@@ -527,6 +562,7 @@ cross join lateral (
             tables := '{}';
             read_all := null;
             read_tail := null;
+            read_values := null;
         end if;
         return next;
     end loop;
@@ -536,8 +572,9 @@ $$;
 comment on function pgpulse.stream_plans() is
     'How to read each stream. read_all ($1: rows) gives the whole window, read_tail ($1: rows, $2: '
     'milliseconds since 1970) what came since; columns: ms, labels and fields by name, and for '
-    'read_all whether the row is one of the newest (fine) or of the coarse part. Rows more than a '
-    'minute in the future wait until their time has come.';
+    'read_all whether the row is one of the newest (fine) or of the coarse part. Where there is a slow '
+    'beat both read only certain values of the split column (the last parameter, text[]), of which '
+    'read_values gives all. Rows more than a minute in the future wait until their time has come.';
 
 create or replace function pgpulse.split_values(stream text) returns setof text
 language plpgsql
@@ -573,3 +610,33 @@ cross join lateral pgpulse.split_values(s.stream) as value;
 
 comment on view pgpulse.channels is
     'Channels of every stream, for dashboard variables; address is what a panel subscribes to.';
+
+create or replace function pgpulse.watch_stream(streams text[], value text) returns boolean
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if value is null or length(value) > 255 or current_setting('transaction_read_only')::boolean then
+        return false;
+    end if;
+    delete from pgpulse.watches where until < clock_timestamp() - interval '1 minute';
+    insert into pgpulse.watches as w (stream, value, until)
+    select s.stream, watch_stream.value, clock_timestamp() + interval '2 minutes'
+    from pgpulse.streams s
+    where s.stream = any (streams)
+        and s.split is not null
+        -- whoever reads may call this
+        and (select count(*) from pgpulse.watches) < 10000
+    order by s.stream
+    on conflict on constraint watches_pkey do update set until = excluded.until
+    where w.until < clock_timestamp() + interval '1 minute';
+    return true;
+end
+$$;
+
+comment on function pgpulse.watch_stream is
+    'Says that somebody looks at the channels of a value of split streams: for two minutes they run at full '
+    'beat. For a panel''s own query: select pgpulse.watch_stream(''{cpu,memory}'', ''$host'').';
+
+revoke execute on function pgpulse.watch_stream from public;

@@ -42,7 +42,13 @@ begin
     assert pg_temp.refusal($q$select pgpulse.add_stream('fine', beat => '10 ms')$q$) like '%a beat of%';
     assert pg_temp.refusal($q$select pgpulse.add_stream('fine', stream_id => 'a b')$q$) like '%"a b"%';
     assert pg_temp.refusal($q$select pgpulse.drop_stream('fine')$q$) like '%there is none of that name';
-    assert not exists (select from pgpulse.streams where stream not in ('metrics', 'live_metrics'));
+    assert pg_temp.refusal($q$select pgpulse.add_stream('fine', slow => '1 minute')$q$) like '%a slow beat of%';
+    assert pg_temp.refusal(
+        $q$select pgpulse.add_stream('fine', split => 'host', beat => '2 s', slow => '1 s')$q$
+    ) like '%a slow beat of 00:00:01';
+    assert not exists (
+        select from pgpulse.streams where stream in ('absent', 'no_time', 'no_field', 'odd', 'fine', 'priced')
+    );
 
     perform pgpulse.add_stream('fine', split => 'host');
     create or replace view live.fine as select now() as time, 1 as value, 'a'::text as host, 2 as more;
