@@ -10,17 +10,21 @@
 import { join } from "node:path";
 import { parseArgs } from "node:util";
 import postgres from "npm:postgres@3.4.9";
+import { Spool, Troubles } from "./collect.ts";
 import { freePort } from "./dev.ts";
+import { Host } from "./generate.ts";
 import { ROOT, script, type TestServer, testServer, until } from "./testing.ts";
 
 const HELP = `bench: measures every figure that the README names
 
 Usage: deno task bench [FIGURE ...]
 
-Figures: start latency writers relay backfill history (default: all)
+Figures: start latency writers relay backfill history hosts (default: all)
 
   --rounds N    repetitions of each measurement (default: 5)
   --days N      how far back the figure \`history\` goes (default: 365)
+  --samples N   how many the figure \`hosts\` drains from a spool (default: 1000000)
+  --hosts N     how many its fleet has (default: 1000)
   --help        this text
 
 Needs psql; pgbench for "writers"; GRAFANA_HOME for a real Grafana's share. What cannot be
@@ -690,13 +694,339 @@ async function start(rounds: number): Promise<void> {
   else missing("dev, warm, to a healthy Grafana", "GRAFANA_HOME is not set");
 }
 
-const FIGURES: Record<string, (rounds: number, days: number) => Promise<void>> = {
+/** One of the scripts as a process of its own, which ends with its block. */
+function runs(name: string, args: string[], url: string) {
+  const child = new Deno.Command(Deno.execPath(), {
+    args: ["run", "-A", "--no-prompt", join(ROOT, "scripts", name), ...args],
+    cwd: ROOT,
+    env: { DATABASE_URL: url },
+    stdout: "null",
+    stderr: "null",
+  }).spawn();
+  return {
+    pid: child.pid,
+    async [Symbol.asyncDispose]() {
+      child.kill("SIGTERM");
+      await child.status;
+    },
+  };
+}
+
+/** Seconds of processor time that a process has used, to the microsecond. */
+function spent(pid: number): number {
+  let ns = 0;
+  for (const { name } of Deno.readDirSync(`/proc/${pid}/task`)) {
+    ns += Number(Deno.readTextFileSync(`/proc/${pid}/task/${name}/schedstat`).split(" ")[0]);
+  }
+  return ns / 1e9;
+}
+
+/** Seconds of processor time that PostgreSQL has used: all its processes, those that ended too. */
+function spentBy(postmaster: number): number {
+  let ticks = 0;
+  for (const { name } of Deno.readDirSync("/proc")) {
+    if (!/^\d+$/.test(name)) continue;
+    try {
+      const stat = Deno.readTextFileSync(`/proc/${name}/stat`).split(") ")[1].split(" ");
+      const own = name === `${postmaster}`;
+      if (!own && stat[1] !== `${postmaster}`) continue;
+      for (const i of own ? [11, 12, 13, 14] : [11, 12]) ticks += Number(stat[i]);
+    } catch { /* it has just ended */ }
+  }
+  return ticks / 100;
+}
+
+/** What collect.ts costs on a host, what a fleet of them costs, and how quickly all is there. */
+async function hosts(rounds: number, _days: number, samples: number, size: number): Promise<void> {
+  await collector(rounds);
+  await drain(rounds, samples);
+  await fleet(rounds, size);
+}
+
+/** CPU and memory of one collector, beside node_exporter. */
+async function collector(rounds: number): Promise<void> {
+  await using server = await database();
+  await server.sql`alter role collector password 'collect'`;
+  const url = server.urlFor("collector", "collect");
+  const dir = await Deno.makeTempDir();
+  const bare = new Deno.Command(Deno.execPath(), {
+    args: ["eval", "setInterval(() => {}, 1000)"],
+    cwd: ROOT,
+  }).spawn();
+  const start = (name: string, interval: string) =>
+    runs("collect.ts", [`--host=${name}`, `--interval=${interval}`, `--spool=${dir}/${name}`], url);
+  {
+    await using second = start("second", "1s");
+    await using five = start("five", "5s");
+    const program = await find("prometheus-node-exporter");
+    const port = freePort(0);
+    const exporter = program
+      ? new Deno.Command(program, {
+        args: [`--web.listen-address=127.0.0.1:${port}`],
+        stdout: "null",
+        stderr: "null",
+      }).spawn()
+      : undefined;
+    const scrape = async () =>
+      await (await fetch(`http://127.0.0.1:${port}/metrics`).catch(() => undefined))?.text();
+    const scraping = exporter && setInterval(scrape, 1000);
+    await pause(60_000);
+    const [{ since }] = await server.sql`select now() as since`;
+    const figures: Record<string, number[]> = { second: [], five: [], exporter: [] };
+    const processes = { second: second.pid, five: five.pid, exporter: exporter?.pid };
+    for (let i = 0; i < rounds; i++) {
+      const before = Object.entries(processes).map(([name, pid]) => ({
+        name,
+        pid,
+        seconds: pid ? spent(pid) : 0,
+      }));
+      await pause(30_000);
+      for (const { name, pid, seconds } of before) {
+        if (pid) figures[name].push((spent(pid) - seconds) / 30);
+      }
+    }
+    const took = await server.sql`
+      select (metrics #>> '{collector,seconds}')::float8 * 1000 as ms
+      from system_metrics where host = 'second' and time >= ${since}`;
+    report("to take a sample", took.map(({ ms }) => ms), "ms of a core", "at most 0.5 ms");
+    const ms = (name: string) => figures[name].map((part) => part * 1000);
+    report("a sample a second, all in all", ms("second"), "ms of a core", "at most 2.5 ms");
+    const percent = figures.five.map((part) => part * 100);
+    report("a sample each 5 s, all in all", percent, "% of a core", "under 0.05 %");
+    if (exporter) report("node_exporter, a scrape a second", ms("exporter"), "ms of a core", "");
+    else missing("node_exporter beside it", "no prometheus-node-exporter on PATH");
+    report("memory of a bare runtime", [memoryMB(bare.pid)], "MB", "");
+    report(
+      "the collector's memory above that",
+      [memoryMB(second.pid) - memoryMB(bare.pid)],
+      "MB",
+      "at most 15 MB",
+    );
+    if (exporter) {
+      report("memory of node_exporter", [memoryMB(exporter.pid)], "MB", "");
+      clearInterval(scraping);
+      exporter.kill();
+      await exporter.status;
+    }
+  }
+  bare.kill();
+  await bare.status;
+  await Deno.remove(dir, { recursive: true });
+}
+
+/** How quickly a full spool goes to the database, against psql \copy of the same rows. */
+async function drain(rounds: number, samples: number): Promise<void> {
+  const psql = await find("psql");
+  if (!psql) return missing("a spool against psql \\copy", "no psql on PATH");
+  await using server = await database();
+  const { sql } = server;
+  await sql`alter role collector password 'collect'`;
+  const [{ target }] = await sql`select pgpulse.rows_of('system_metrics')::text as target`;
+  const { columns: all } = await sql`select * from system_metrics limit 0`;
+  const columns = all.map(({ name }) => `"${name}"`).join();
+  const dir = await Deno.makeTempDir();
+  const [full, work, file] = [join(dir, "full"), join(dir, "work"), join(dir, "rows.txt")];
+  const spool = new Spool(full, new Troubles(), { bytes: 1e12, age: 1e12 });
+  spool.open();
+  const host = new Host(1, 0);
+  const first = Math.floor(Date.now() / 1000) - samples;
+  for (let i = 0; i < samples; i++) {
+    spool.add(JSON.stringify(host.record((first + i) * 1000, 1000)));
+  }
+  spool.close();
+  const files = (path: string) => [...Deno.readDirSync(path)].map(({ name }) => name);
+  const fresh = async () => {
+    await sql.unsafe(`truncate ${target}`);
+    await sql`checkpoint`;
+  };
+  const copy = async (command: string) => {
+    const out = await new Deno.Command(psql, { args: [server.url, "-qc", command] }).output();
+    if (!out.success) throw new Error(new TextDecoder().decode(out.stderr));
+  };
+  const ratios: number[] = [];
+  const ours: number[] = [];
+  const theirs: number[] = [];
+  for (let i = 0; i < rounds; i++) {
+    await Deno.mkdir(work);
+    for (const name of files(full)) {
+      if (name.endsWith(".spool")) await Deno.link(join(full, name), join(work, name));
+    }
+    await fresh();
+    let started = performance.now();
+    {
+      await using _collector = runs("collect.ts", [
+        "--interval=1h",
+        `--spool=${work}`,
+        "--spool-max-size=1000GB",
+        "--spool-max-age=3650d",
+      ], server.urlFor("collector", "collect"));
+      await until("the spool is empty", () => {
+        return files(work).every((name) => !name.endsWith(".spool"));
+      }, 3_600_000);
+    }
+    const own = performance.now() - started;
+    const [{ count }] = await sql`select count(*)::int as count from system_metrics`;
+    if (count !== samples) throw new Error(`${count} of ${samples} samples are there`);
+    await Deno.remove(work, { recursive: true });
+    if (!i) await copy(`\\copy (select ${columns} from ${target}) to '${file}'`);
+    await fresh();
+    started = performance.now();
+    await copy(`\\copy ${target} (${columns}) from '${file}'`);
+    const other = performance.now() - started;
+    ours.push(samples / own * 1000);
+    theirs.push(samples / other * 1000);
+    ratios.push(other / own);
+  }
+  await Deno.remove(dir, { recursive: true });
+  report(`a spool of ${samples} samples, start to end`, ours, "samples/s", "");
+  report("psql \\copy of the same rows", theirs, "samples/s", "");
+  report("spool / psql", ratios, "x", "at least 0.7x");
+}
+
+/** A fleet at 5 s with its live streams on, and then its dashboards. */
+async function fleet(rounds: number, size: number): Promise<void> {
+  await using server = await database();
+  const { sql } = server;
+  const url = server.urlFor("server", "server");
+  const upkeep = async () => {
+    const { code, stderr } = await script("upkeep.ts", ["--once"], { DATABASE_URL: url });
+    if (code) throw new Error(stderr);
+  };
+  // An hour's and a few minutes' steps are all that the dashboards read of a month and of three days.
+  for (const [backfill, interval] of [["30d", "1h"], ["3d", "12m"]]) {
+    const { code, stderr } = await script("generate.ts", [
+      "hosts",
+      `--hosts=${size}`,
+      `--backfill=${backfill}`,
+      `--interval=${interval}`,
+    ], { DATABASE_URL: url });
+    if (code) throw new Error(stderr);
+    await upkeep();
+  }
+  {
+    await using real = await grafana();
+    await using taker = endpoint();
+    await using busy = await relay(server, real?.url ?? taker.url, real?.token, ["--budget=20MB"]);
+    await using _upkeep = runs("upkeep.ts", [], url);
+    // A window is full from the start.
+    await using generator = runs("generate.ts", [
+      "hosts",
+      `--hosts=${size}`,
+      "--backfill=25m",
+      "--interval=5s",
+      "--follow",
+    ], url);
+    await until("the fleet is live", async () => {
+      const [{ all }] = await sql`
+        select count(*) filter (where last_time > now() - interval '6 seconds')::int as all from hosts`;
+      return all >= size;
+    }, 600_000);
+    // What was made beforehand is no work of the minutes that are measured.
+    await upkeep();
+    await pause(30_000);
+    const [{ pid }] = await sql`
+      select split_part(pg_read_file('postmaster.pid'), e'\\n', 1)::int as pid`;
+    const [{ host }] = await sql`select min(host) as host from hosts`;
+    const processes: [string, () => number][] = [
+      ["the database", () => spentBy(pid)],
+      ["the relay", () => spent(busy.pid)],
+      ["what simulates them", () => spent(generator.pid)],
+    ];
+    if (real) processes.push(["Grafana", () => spent(real.pid)]);
+    const shares = processes.map((): number[] => []);
+    const delays: number[] = [];
+    let late = 0;
+    for (let i = 0; i < rounds; i++) {
+      await sql`select pgpulse.watch_stream('{cpu,memory,network}', ${host})`;
+      const before = processes.map(([, seconds]) => seconds());
+      const started = performance.now();
+      // A minute each, as upkeep comes once in it.
+      for (let n = 0; n < 12; n++) {
+        // Shortly before the next is due.
+        const now = Date.now();
+        const tick = Math.ceil((now - 4_500) / 5_000) * 5_000;
+        await pause(tick + 4_500 - now);
+        const [row] = await sql`
+          select
+              count(*) filter (where last_time < ${new Date(tick)})::int as late,
+              max(extract(epoch from last_seen - last_time))::float8 as worst
+          from hosts`;
+        late += row.late;
+        delays.push(row.worst);
+      }
+      const seconds = (performance.now() - started) / 1000;
+      processes.forEach(([, used], p) => shares[p].push((used() - before[p]) / seconds * 100));
+    }
+    const goals = ["under 25 %"];
+    processes.forEach(([name], i) => {
+      report(`${size} hosts at 5 s: ${name}`, shares[i], "% of a core", goals[i] ?? "beside it");
+    });
+    if (!real) missing(`${size} hosts at 5 s: Grafana`, "GRAFANA_HOME is not set");
+    report("samples not there 4.5 s after their time", [late], "samples", "0");
+    report("the latest of an interval is there after", delays, "s", "");
+  }
+  await upkeep();
+  await sql.unsafe("vacuum analyze");
+  await panels(server, rounds, "hosts.json", 1, 200);
+  await panels(server, rounds, "host.json", 30, 50);
+}
+
+/** The slowest query of a dashboard of hosts over so many days, as Grafana sends it. */
+async function panels(
+  server: TestServer,
+  rounds: number,
+  name: string,
+  days: number,
+  goal: number,
+): Promise<void> {
+  const sql = postgres(server.urlFor("grafana_readonly", "grafana"), { max: 1 });
+  const [{ from, to, host, many }] = await sql`
+    select (now() - ${days} * interval '1 day')::text as from, now()::text as to,
+      min(host) as host, count(*)::int as many
+    from hosts`;
+  const path = join(ROOT, "grafana/dashboards/Hosts", name);
+  const dashboard = JSON.parse(await Deno.readTextFile(path));
+  const queries: { title: string; text: string }[] = [];
+  let title = "";
+  JSON.stringify(dashboard, (key, value) => {
+    if (value?.gridPos) title = value.title;
+    if (key === "rawSql" && value) {
+      const text = value
+        .replace(/\$__timeFilter\(([^()]+)\)/g, `$1 between '${from}' and '${to}'`)
+        .replaceAll("$__timeFrom()", `'${from}'::timestamptz`)
+        .replaceAll("$__timeTo()", `'${to}'::timestamptz`)
+        .replaceAll("$host", host)
+        .replace(/\$(filter|scraped)/g, "");
+      queries.push({ title, text });
+    }
+    return value;
+  });
+  let slowest = { title: "", times: [0] };
+  for (const { title, text } of queries) {
+    const times: number[] = [];
+    await timed(sql, text);
+    for (let i = 0; i < rounds; i++) times.push(await timed(sql, text));
+    if (quantile(times, 0.5) > quantile(slowest.times, 0.5)) slowest = { title, times };
+  }
+  await sql.end();
+  report(
+    `${dashboard.title} over ${days} d, ${many} hosts: slowest of ${queries.length} ` +
+      `queries, "${slowest.title}"`,
+    slowest.times,
+    "ms",
+    `under ${goal} ms`,
+  );
+}
+
+type Figure = (rounds: number, days: number, samples: number, hosts: number) => Promise<void>;
+const FIGURES: Record<string, Figure> = {
   start,
   latency,
   writers,
   relay: relayCost,
   backfill,
   history,
+  hosts,
 };
 
 async function main(args: string[]): Promise<void> {
@@ -706,6 +1036,8 @@ async function main(args: string[]): Promise<void> {
     options: {
       rounds: { type: "string", default: "5" },
       days: { type: "string", default: "365" },
+      samples: { type: "string", default: "1000000" },
+      hosts: { type: "string", default: "1000" },
       writer: { type: "string" },
       help: { type: "boolean", short: "h" },
     },
@@ -720,7 +1052,8 @@ async function main(args: string[]): Promise<void> {
   }
   console.log(`| figure | measured: median (least to most) | goal |\n|---|---|---|`);
   for (const name of names) {
-    await FIGURES[name](Number(values.rounds), Number(values.days));
+    const [rounds, days] = [Number(values.rounds), Number(values.days)];
+    await FIGURES[name](rounds, days, Number(values.samples), Number(values.hosts));
   }
 }
 

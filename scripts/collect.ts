@@ -308,6 +308,40 @@ export function rates(
 /** What a sample holds; README.md and pgpulse.collect() document its shape. */
 export type Metrics = Record<string, unknown>;
 
+/** Parts of metrics that are made of numbers by name. */
+type Parts = Record<string, Record<string, number>>;
+/** Images, which are always full. */
+const IMAGES = /^(squashfs|iso9660|udf|erofs|cramfs)$/;
+
+/** What stands in columns of its own: the fullest file system, the busiest disk, sums of all. */
+export function summary(metrics: Metrics): Record<string, number | undefined> {
+  const { cpu, memory, swap } = metrics as Parts;
+  const all = (kind: string) => Object.values((metrics[kind] ?? {}) as Parts);
+  const share = (part: number, whole: number) => Math.round(part / whole * 1e6) / 1e6;
+  const of = (values: number[], choose: (a: number, b: number) => number) => {
+    const known = values.filter(Number.isFinite);
+    return known.length ? known.reduce(choose) : undefined;
+  };
+  const most = (values: number[]) => of(values, (a, b) => Math.max(a, b));
+  const sum = (values: number[]) => of(values, (a, b) => a + b);
+  const rooms = all("filesystems").filter(({ type }) => !IMAGES.test(`${type}`));
+  const [disks, network] = [all("disks"), all("network")];
+  return {
+    cpu: cpu?.used,
+    iowait: cpu?.iowait,
+    steal: cpu?.steal,
+    load1: (metrics.load as number[] | undefined)?.[0],
+    memory_used: memory && share(memory.total - memory.available, memory.total),
+    swap_used: swap && share(swap.used, swap.total),
+    filesystem_used: most(rooms.map(({ used, available }) => share(used, used + available))),
+    inodes_used: most(rooms.map(({ inodes, inodes_used }) => share(inodes_used, inodes))),
+    disk_busy: most(disks.map(({ busy }) => busy)),
+    disk_bytes: sum(disks.flatMap(({ read_bytes, written_bytes }) => [read_bytes, written_bytes])),
+    received_bytes: sum(network.map(({ received_bytes }) => received_bytes)),
+    sent_bytes: sum(network.map(({ sent_bytes }) => sent_bytes)),
+  };
+}
+
 /** A way to read this machine. */
 export interface Machine {
   /** A sample; before there is anything to compare with, undefined. */
@@ -328,7 +362,7 @@ const NETWORK = [
 ];
 const DISK = ["reads", "read_bytes", "writes", "written_bytes"];
 /** Interfaces whose traffic passes another one, too. */
-const INNER = /^(lo|docker|br-|virbr|veth|vnet|tap|cali|cni|flannel|fwbr|fwln|fwpr|ifb)/;
+const INNER = /^(lo|dummy|docker|br-|virbr|veth|vnet|tap|cali|cni|flannel|fwbr|fwln|fwpr|ifb)/;
 /** Disks by name, where /sys does not tell. */
 const DISKS = /^([svh]d[a-z]+|xvd[a-z]+|nvme\d+n\d+|mmcblk\d+)$/;
 
@@ -2603,7 +2637,8 @@ async function main(args: string[]): Promise<number> {
     const about = JSON.stringify({ os, version: VERSION, interval: interval / 1e3 });
     const head = `{"time":"${new Date(due).toISOString()}","host":${JSON.stringify(host)},` +
       (instance ? `"instance":${JSON.stringify(instance)},` : `"tags":${JSON.stringify(tags)},`);
-    return `${head}"about":${about},"metrics":${JSON.stringify(metrics)}}`;
+    const all = { ...(instance ? {} : summary(metrics)), metrics };
+    return `${head}"about":${about},${JSON.stringify(all).slice(1)}`;
   };
   const sample = async (): Promise<Metrics | undefined> => {
     const began = performance.now();

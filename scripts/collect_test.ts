@@ -16,6 +16,7 @@ import {
   shares,
   size,
   Spool,
+  summary,
   ticks,
   Troubles,
 } from "./collect.ts";
@@ -282,6 +283,42 @@ Deno.test("other systems: the same shape through systeminformation; what fails i
   ok(!("sent_bytes" in sample.network.en0), "that counter went back");
   ok(!("memory" in sample) && !("disks" in sample));
   deepStrictEqual(sample.temperatures, { cpu: 40 });
+});
+
+Deno.test("what stands in columns: the fullest, the busiest, sums; what is not known is left out", () => {
+  const room = { type: "ext4", used: 1, available: 2, inodes: 4, inodes_used: 1 };
+  const all = summary({
+    cpu: { used: 0.5, user: 0.4, iowait: 0.1, steal: 0 },
+    load: [3, 2, 1],
+    memory: { total: 1000, available: 400 },
+    swap: { total: 200, used: 50 },
+    filesystems: {
+      "/": room,
+      "/data": { type: "zfs", used: 9, available: 1 },
+      "/cd": { ...room, type: "iso9660", available: 0, inodes_used: 4 },
+      "/new": { type: "xfs", used: 0, available: 0 },
+    },
+    disks: {
+      vda: { read_bytes: 1, busy: 0.2 },
+      vdb: { read_bytes: 2, written_bytes: 4, busy: 0.1 },
+    },
+    network: { eth0: { received_bytes: 10, sent_bytes: 1 }, eth1: { sent_bytes: 2 } },
+  });
+  deepStrictEqual(all, {
+    cpu: 0.5,
+    iowait: 0.1,
+    steal: 0,
+    load1: 3,
+    memory_used: 0.6,
+    swap_used: 0.25,
+    filesystem_used: 0.9,
+    inodes_used: 0.25,
+    disk_busy: 0.2,
+    disk_bytes: 7,
+    received_bytes: 10,
+    sent_bytes: 3,
+  });
+  strictEqual(JSON.stringify(summary({ disks: {}, filesystems: undefined })), "{}");
 });
 
 Deno.test("file systems: each device once, no images, others' only on request", () => {
@@ -953,7 +990,14 @@ Deno.test("--once, --dry-run and wrong flags, copied alone", async () => {
   const once = await place.run(["--once", "--tag", "rack=7", "--host", "web1", "--per-core"]);
   strictEqual(once.code, 0, once.stderr);
   const sample = JSON.parse(once.stdout);
-  deepStrictEqual(Object.keys(sample), ["time", "host", "tags", "about", "metrics"]);
+  const columns = Object.entries(summary(sample.metrics)).filter(([, value]) =>
+    value !== undefined
+  );
+  deepStrictEqual(
+    Object.entries(sample).slice(0, -1).filter(([, value]) => typeof value === "number"),
+    columns,
+  );
+  for (const name of ["time", "host", "tags", "about", "metrics"]) ok(name in sample, name);
   deepStrictEqual([sample.host, sample.tags, sample.about.interval], ["web1", { rack: "7" }, 5]);
   const { cpu, memory, filesystems } = sample.metrics;
   ok(cpu.used >= 0 && cpu.used <= 1 && cpu.cores === cpu.each.length, JSON.stringify(cpu));

@@ -800,40 +800,48 @@ export class Host {
 
   /** As collect.ts sends it. */
   record(time: number, interval: number) {
+    const metrics = this.metrics(time);
     return {
       time: new Date(time).toISOString(),
       host: this.name,
       tags: this.tags,
       about: { os: this.#os, version: "1", interval: interval / 1000 },
-      metrics: this.metrics(time),
+      ...this.#summary(metrics),
+      metrics,
     };
   }
 
   /** As pgpulse.collect stores it. */
   row(time: number): Value[] {
     const metrics = this.metrics(time);
-    const { cpu, memory, swap, disks } = metrics;
-    const mounts = Object.values(metrics.filesystems);
-    const all = Object.values(disks);
-    const most = (values: number[]) => Math.max(...values);
     return [
       time,
       this.name,
       JSON.stringify(this.tags),
       JSON.stringify(metrics),
-      cpu.used,
-      cpu.iowait,
-      cpu.steal,
-      metrics.load[0],
-      1 - memory.available / memory.total,
-      swap.used / swap.total,
-      most(mounts.map((m) => m.used / (m.used + m.available))),
-      most(mounts.map((m) => m.inodes_used / m.inodes)),
-      most(all.map((d) => d.busy)),
-      all.reduce((sum, d) => sum + d.read_bytes + d.written_bytes, 0),
-      metrics.network.eth0.received_bytes,
-      metrics.network.eth0.sent_bytes,
+      ...Object.values(this.#summary(metrics)),
     ];
+  }
+
+  /** What stands in columns of its own, in their order. */
+  #summary({ cpu, load, memory, swap, filesystems, disks, network }: ReturnType<Host["metrics"]>) {
+    const share = (part: number, whole: number) => Math.round(part / whole * 1e6) / 1e6;
+    const mounts = Object.values(filesystems);
+    const all = Object.values(disks);
+    return {
+      cpu: cpu.used,
+      iowait: cpu.iowait,
+      steal: cpu.steal,
+      load1: load[0],
+      memory_used: share(memory.total - memory.available, memory.total),
+      swap_used: share(swap.used, swap.total),
+      filesystem_used: Math.max(...mounts.map((m) => share(m.used, m.used + m.available))),
+      inodes_used: Math.max(...mounts.map((m) => share(m.inodes_used, m.inodes))),
+      disk_busy: Math.max(...all.map((d) => d.busy)),
+      disk_bytes: all.reduce((sum, d) => sum + d.read_bytes + d.written_bytes, 0),
+      received_bytes: network.eth0.received_bytes,
+      sent_bytes: network.eth0.sent_bytes,
+    };
   }
 }
 
@@ -1303,7 +1311,7 @@ export class Run {
         if (!record) return;
         this.#stop.throwIfAborted();
         const [{ taken }] = await sql.unsafe(
-          "select (pgpulse.collect($1::text::jsonb) -> 'taken')::int as taken",
+          "select (pgpulse.collect($1::text::json) -> 'taken')::int as taken",
           [JSON.stringify([record])],
           { prepare: true },
         );

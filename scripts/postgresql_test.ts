@@ -455,7 +455,7 @@ for (const major of [15, 18] as const) {
     const send = async (records: unknown[]) => {
       const [{ collect }] = await collector`select pgpulse.collect(${
         JSON.stringify(records)
-      }::text::jsonb)`;
+      }::text::json)`;
       return collect;
     };
     const now = Date.now();
@@ -524,7 +524,7 @@ for (const major of [15, 18] as const) {
       for (const [i, metrics] of odd.entries()) {
         await all`select pgpulse.collect(${
           JSON.stringify([batch(new Date(now - i * 1000), metrics, "odd")])
-        }::text::jsonb)`;
+        }::text::json)`;
       }
       await all.end();
       for (const [, { rawSql }] of targets) {
@@ -592,7 +592,7 @@ for (const major of [15, 18] as const) {
           // long gone
           batch(new Date(now - 3_600_000), taken, "gone"),
         ])
-      }::text::jsonb)`;
+      }::text::json)`;
       await all.end();
       strictEqual(rules.length, 5);
       for (const { title, data, annotations, uid } of rules) {

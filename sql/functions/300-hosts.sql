@@ -1,145 +1,101 @@
 -- Hosts: what scripts/collect.ts sends, taken exactly once, and read as columns.
 
--- In PL/pgSQL, which is three times as quick as one large query: it runs for every sample.
-create or replace function pgpulse.host_values(
-    metrics jsonb,
-    out cpu float8,
-    out iowait float8,
-    out steal float8,
-    out load1 float8,
-    out memory_used float8,
-    out swap_used float8,
-    out filesystem_used float8,
-    out inodes_used float8,
-    out disk_busy float8,
-    out disk_bytes float8,
-    out received_bytes float8,
-    out sent_bytes float8
-)
-language plpgsql
-immutable
-parallel safe
-as $$
-declare
-    kind text;
-    name text;
-    part jsonb := metrics -> 'cpu';
-    amount float8;
-begin
-    cpu := part ->> 'used';
-    iowait := part ->> 'iowait';
-    steal := part ->> 'steal';
-    load1 := metrics #>> '{load,0}';
-    part := metrics -> 'memory';
-    memory_used := 1 - (part ->> 'available')::float8 / nullif((part ->> 'total')::float8, 0);
-    part := metrics -> 'swap';
-    swap_used := (part ->> 'used')::float8 / nullif((part ->> 'total')::float8, 0);
-    for kind, name, part in
-        select 'filesystem', f.key, f.value from jsonb_each(metrics -> 'filesystems') f
-        union all
-        select 'disk', d.key, d.value from jsonb_each(metrics -> 'disks') d
-        union all
-        select 'interface', i.key, i.value from jsonb_each(metrics -> 'network') i
-    loop
-        if kind = 'filesystem' then
-            -- images are always full
-            continue when part ->> 'type' in ('squashfs', 'iso9660', 'udf', 'erofs');
-            filesystem_used := greatest(filesystem_used, (part ->> 'used')::float8
-                / nullif((part ->> 'used')::float8 + (part ->> 'available')::float8, 0));
-            inodes_used := greatest(
-                inodes_used, (part ->> 'inodes_used')::float8 / nullif((part ->> 'inodes')::float8, 0)
-            );
-        elsif kind = 'disk' then
-            -- what stands on other disks is counted there
-            continue when name ~ '^(loop|ram|zram|md|dm-)';
-            disk_busy := greatest(disk_busy, (part ->> 'busy')::float8);
-            amount := (part ->> 'read_bytes')::float8 + (part ->> 'written_bytes')::float8;
-            disk_bytes := coalesce(disk_bytes + amount, disk_bytes, amount);
-        else
-            -- what goes through others is counted there
-            continue when name ~ '^(lo[0-9]*$|veth|docker|br-|virbr|cni|flannel|cali|dummy|ifb)';
-            amount := part ->> 'received_bytes';
-            received_bytes := coalesce(received_bytes + amount, received_bytes, amount);
-            amount := part ->> 'sent_bytes';
-            sent_bytes := coalesce(sent_bytes + amount, sent_bytes, amount);
-        end if;
-    end loop;
-end
-$$;
-
-comment on function pgpulse.host_values is
-    'What stands in columns of system_metrics of a sample: the fullest file system, the busiest disk, sums '
-    'of disks and interfaces without loops, bridges and the like.';
-
 -- Records as samples, each with what is wrong with it; fails with a data_exception where a value has
--- the wrong type.
-create or replace function pgpulse.samples(batch jsonb) returns table (sample pgpulse.sample, fault text)
+-- the wrong type. From json, and metrics by way of text: jsonb of a whole batch takes longer.
+create or replace function pgpulse.samples(batch json) returns table (sample pgpulse.sample, fault text)
 language sql
 stable
 as $$
     select
         row(
-            r.time,
+            r.at,
             r.host,
             r.instance,
             coalesce(r.tags, '{}'),
-            r.metrics,
+            r.measured,
             r.about ->> 'os',
             r.about ->> 'version',
             (r.about ->> 'interval')::float8,
             (r.about ->> 'now')::timestamptz,
-            (r.metrics #>> '{collector,lost}')::bigint,
-            v.*
+            (r.measured #>> '{collector,lost}')::bigint,
+            r.cpu,
+            r.iowait,
+            r.steal,
+            r.load1,
+            r.memory_used,
+            r.swap_used,
+            r.filesystem_used,
+            r.inodes_used,
+            r.disk_busy,
+            r.disk_bytes,
+            r.received_bytes,
+            r.sent_bytes
         )::pgpulse.sample,
         case
-            when r.said_time !~ '^\d{4}-\d\d-\d\dT\d\d:\d\d.*(Z|[+-]\d\d:?\d\d)$' or r.time is null
+            when (r."time" like any ('{____-__-__T__:__%Z,____-__-__T__:__%+__:__,____-__-__T__:__%-__:__}'))
+                is not true
                 then 'it has no time like "2026-11-22T12:00:05Z"'
-            when r.time > clock_timestamp() + interval '1 day'
+            when r.at > now() + interval '1 day'
                 then 'its time is more than a day ahead; is the clock of the host right?'
-            when r.time < '1970-01-01 00:00:00+00' then 'its time is before 1970; is the clock of the host right?'
+            when r.at < '1970-01-01 00:00:00+00' then 'its time is before 1970; is the clock of the host right?'
             when (length(r.host) between 1 and 255) is not true then 'it has no host'
             when length(r.instance) not between 1 and 255 then 'its instance has no name'
-            when jsonb_typeof(r.metrics) is distinct from 'object' then 'its metrics are no object'
+            when jsonb_typeof(r.measured) is distinct from 'object' then 'its metrics are no object'
             when jsonb_typeof(r.tags) <> 'object' then 'its tags are no object'
-            when jsonb_typeof(r.metrics -> 'temperatures') <> 'object'
-                or jsonb_typeof(r.metrics -> 'scrape') <> 'object'
-                then 'its temperatures or scrape are no object'
+            -- which no view could read
+            when jsonb_typeof(r.measured -> 'filesystems') <> 'object'
+                or jsonb_typeof(r.measured -> 'disks') <> 'object'
+                or jsonb_typeof(r.measured -> 'network') <> 'object'
+                or jsonb_typeof(r.measured -> 'temperatures') <> 'object'
+                or jsonb_typeof(r.measured -> 'scrape') <> 'object'
+                then 'its filesystems, disks, network, temperatures or scrape are no object'
             when (r.about ->> 'interval')::float8 not between 0.1 and 86400
                 then 'its interval is no number of seconds'
         end
     from (
-        select
-            e ->> 'time' as said_time,
-            (e ->> 'time')::timestamptz as "time",
-            e ->> 'host' as host,
-            e ->> 'instance' as instance,
-            e -> 'tags' as tags,
-            e -> 'about' as about,
-            e -> 'metrics' as metrics
-        from jsonb_array_elements(batch) as e
+        select *, said."time"::timestamptz as at, said.metrics::jsonb as measured
+        from json_to_recordset(batch) as said (
+            "time" text,
+            host text,
+            instance text,
+            tags jsonb,
+            about jsonb,
+            metrics text,
+            cpu float8,
+            iowait float8,
+            steal float8,
+            load1 float8,
+            memory_used float8,
+            swap_used float8,
+            filesystem_used float8,
+            inodes_used float8,
+            disk_busy float8,
+            disk_bytes float8,
+            received_bytes float8,
+            sent_bytes float8
+        )
         offset 0
-    ) as r,
-        pgpulse.host_values(case when r.instance is null then r.metrics end) as v
+    ) as r
 $$;
 
 -- Says which record of a batch cannot be taken, and why.
-create or replace function pgpulse.refuse_batch(batch jsonb) returns void
+create or replace function pgpulse.refuse_batch(batch json) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    one jsonb;
+    one json;
     i bigint;
     reason text := 'it is no array of records';
     which text := 'the batch';
 begin
     for one, i in
         select *
-        from jsonb_array_elements(case when jsonb_typeof(batch) = 'array' then batch end) with ordinality
+        from json_array_elements(case when json_typeof(batch) = 'array' then batch end) with ordinality
     loop
-        which := format('record %s of %s', i, jsonb_array_length(batch));
+        which := format('record %s of %s', i, json_array_length(batch));
         begin
-            select fault into reason from pgpulse.samples(jsonb_build_array(one));
+            select fault into reason from pgpulse.samples(json_build_array(one));
         exception when data_exception then
             reason := sqlerrm;
         end;
@@ -188,7 +144,7 @@ begin
 end
 $$;
 
-create or replace function pgpulse.collect(batch jsonb) returns jsonb
+create or replace function pgpulse.collect(batch json) returns jsonb
 language plpgsql
 security definer
 set search_path = pg_catalog, pg_temp
@@ -220,15 +176,22 @@ begin
             bool_or(coalesce(
                 h.role <> session_user, exists (select from public.hosts where role = session_user)
             )),
-            bool_or(k.rows = to_regclass('rows.system_metrics')),
-            max(greatest(now() - k.pack_after, k.packed_to))
+            (
+                select k.rows = to_regclass('rows.system_metrics')
+                from pgpulse.storage k
+                where k.source = 'public.system_metrics'::regclass
+            ),
+            (
+                select greatest(now() - k.pack_after, k.packed_to)
+                from pgpulse.storage k
+                where k.source = 'public.system_metrics'::regclass
+            )
         into of_hosts, of_instances, total, oldest, bad, barred, stored, upto
         from pgpulse.samples(batch) as s
         -- offset 0: looked up, where the planner expects a hundred samples and would read the table
         left join lateral (
             select role from public.hosts known where known.host = (sample).host offset 0
-        ) as h on true
-        left join pgpulse.storage k on k.source = to_regclass('public.system_metrics');
+        ) as h on true;
     exception when data_exception then
         bad := true;
     end;
@@ -329,12 +292,13 @@ end
 $$;
 
 comment on function pgpulse.collect is
-    'Takes samples of scripts/collect.ts, an array of records, each once however often it is sent: '
-    '{"taken": new ones, "known": those that were there}. Keeps hosts up to date. A bad record refuses the '
-    'whole batch (22023), a host that is bound to another role too (42501).';
+    'Takes samples of scripts/collect.ts, an array of records (columns of system_metrics by their names, '
+    'and about), each once however often it is sent: {"taken": new ones, "known": those that were there}. '
+    'Keeps hosts up to date. A bad record refuses the whole batch (22023), a host that is bound to another '
+    'role too (42501).';
 
 revoke execute on function
-    pgpulse.host_values, pgpulse.samples, pgpulse.refuse_batch, pgpulse.not_packed, pgpulse.collect
+    pgpulse.samples, pgpulse.refuse_batch, pgpulse.not_packed, pgpulse.collect
     from public;
 
 create or replace function pgpulse.bind_host(host text, role name default null) returns void

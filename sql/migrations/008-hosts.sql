@@ -48,7 +48,7 @@ begin
     tags jsonb not null default '{}',
     -- all that was measured: see the views host_cpu, host_memory and so on
     metrics jsonb not null,
-    -- What most queries want, by pgpulse.host_values: parts of 1, and bytes a second.
+    -- What most queries want, as collect.ts sums it up: parts of 1, and bytes a second.
     cpu double precision,
     iowait double precision,
     steal double precision,
