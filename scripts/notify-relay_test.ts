@@ -289,6 +289,10 @@ Deno.test("addresses and tokens of several Grafanas", () => {
   strictEqual(of({ GRAFANA_URL: "http://a", GRAFANA_API_KEY: "k" })[0].signIn.token, "k");
   throws(() => of({ GRAFANA_URL: "localhost:3000" }), /Cannot read GRAFANA_URL: "localhost:3000"/);
   throws(
+    () => of({ GRAFANA_URL: "http://me:x/secret@a" }),
+    /^Error: Cannot read GRAFANA_URL: "http:\/\/\*\*\*@a"/,
+  );
+  throws(
     () => of({ GRAFANA_URL: "http://a,http://b", GRAFANA_TOKEN: "secret" }),
     (error: Error) => /^Cannot match 1 tokens/.test(error.message) && !/secret/.test(error.message),
   );

@@ -81,4 +81,17 @@ begin
 end
 $$;
 
+-- The first one comes by itself, unless the table is somebody's own.
+do $$
+declare
+    said text := obj_description('machine_metrics'::regclass, 'pg_class');
+begin
+    comment on view machine_metrics is 'Ours';
+    assert pgpulse.first_sink() is null and not exists (select from pgpulse.sinks);
+    execute format('comment on view machine_metrics is %L', said);
+    assert pgpulse.first_sink() = 'machine_metrics';
+    assert (select sink from pgpulse.sinks) = 'machine_metrics';
+end
+$$;
+
 rollback;

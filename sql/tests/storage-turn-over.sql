@@ -25,10 +25,16 @@ begin
 end
 $$;
 create trigger note before insert on orders for each row execute function pg_temp.note();
+create trigger "Not now" before insert on orders for each row execute function pg_temp.note();
+create trigger always before insert on orders for each row when (new.amount = 99) execute function pg_temp.note();
+alter table orders disable trigger "Not now", enable always trigger always;
 create view by_country with (security_invoker = true) as select country, sum(amount) as amount from orders group by 1;
 create view over_it as select * from by_country where amount > 10;
 create role orders_clerk;
 create role orders_reader;
+create role orders_partial;
+grant insert (amount, "When") on orders to orders_partial;
+grant usage on sequence orders_id_seq to orders_partial;
 grant select, insert on orders to orders_clerk;
 grant select on orders to orders_reader;
 insert into orders (country, amount, tags, "When")
@@ -61,6 +67,11 @@ begin
     assert col_description('orders'::regclass, 2) = 'Where to';
     assert (select sum(amount) from by_country) = (select sum(amount) from plain);
     assert (select reloptions = '{security_invoker=true}' from pg_class where oid = 'by_country'::regclass);
+    assert (
+        select string_agg(concat(tgname, tgenabled), ' ' order by tgname)
+        from pg_trigger
+        where tgrelid = 'rows.orders'::regclass and not tgisinternal
+    ) = 'Not nowD alwaysA noteO';
 
     -- Defaults, generated columns, identity and triggers, through INSERT.
     insert into orders (amount) values (7) returning * into made;
@@ -122,11 +133,31 @@ begin
     assert pg_temp.may('grafana_readonly', 'select * from orders');
     assert pg_temp.may('grafana_readonly', 'select * from rows.orders, packed.orders_rows');
     assert pg_temp.may('grafana_readonly', 'insert into rows.orders (amount) values (1)') is false;
-    assert pg_temp.may('server', 'insert into rows.orders (amount) values (1)');
+    assert pg_temp.may('orders_partial', 'insert into orders (amount) values (1)');
+    assert pg_temp.may('orders_partial', $q$insert into orders (amount, country) values (1, 'x')$q$) is false;
+    -- Behind a name that gives it nothing, the server has nothing.
+    assert pg_temp.may('server', 'select * from orders') is false;
+    assert pg_temp.may('server', 'insert into rows.orders (amount) values (1)') is false;
+    assert pg_temp.may('server', 'select * from rows.orders') is false;
+    assert pg_temp.may('server', 'select * from packed.orders') is false;
+    assert pg_temp.may('server', 'select * from packed.orders_rows') is false;
+    assert pg_temp.may('server', 'select * from rows.machine_metrics, packed.machine_metrics_rows');
+    assert pg_temp.may('server', $q$insert into rows.machine_metrics (machine_id, metric_type) values ('a', 'b')$q$);
+    -- What it may read is made of the table: it reads that to the end.
+    create view live.orders as select "When" as time, amount from orders;
+    grant select on live.orders to server;
+    perform pgpulse.share_rights(s) from pgpulse.storage s where source = 'orders'::regclass;
+    assert pg_temp.may('server', 'select * from live.orders');
+    drop view live.orders;
+    perform pgpulse.share_rights(s) from pgpulse.storage s where source = 'orders'::regclass;
+    assert pg_temp.may('server', 'select * from packed.orders_rows') is false;
     assert pg_temp.may('server', 'select * from pgpulse.upkeep_storage()');
     assert pg_temp.may('grafana_readonly', 'select * from pgpulse.upkeep_storage()') is false;
     assert pg_temp.may('server', $q$select pgpulse.drop_storage('orders')$q$) is false;
-    assert pg_temp.may('server', $q$select pgpulse.pack_from('orders', 'orders')$q$) is false;
+    -- It may pack what it may read into what it may write, from a plain table; others may not at all.
+    create temp table mine as select * from orders limit 0;
+    grant select on mine to server;
+    assert pg_temp.may('grafana_readonly', $q$select pgpulse.pack_from('orders', 'mine')$q$) is false;
     create role orders_later;
     grant select on orders to orders_later;
     revoke select on orders, rows.orders from orders_reader;
@@ -140,8 +171,15 @@ begin
     assert (select relkind = 'r' from pg_class where oid = 'orders'::regclass);
     assert pg_temp.differences() = 0;
     assert to_regclass('idx_orders_country') is not null and to_regclass('rows.orders') is null;
+    assert (
+        select string_agg(concat(tgname, tgenabled), ' ' order by tgname)
+        from pg_trigger
+        where tgrelid = 'orders'::regclass and not tgisinternal
+    ) = 'Not nowD alwaysA noteO';
+    assert pg_temp.may('orders_partial', 'insert into orders (amount) values (1)');
+    delete from orders where amount = 1 and "When" = now();
     assert pg_temp.may('orders_clerk', 'insert into orders (amount) values (1)');
-    assert (select count(*) from audit) = 5, (select count(*) from audit);
+    assert (select count(*) from audit) = 6, (select count(*) from audit);
     assert (select sum(amount) from by_country) = (select sum(amount) from orders);
     assert not exists (select from pgpulse.storage where source = to_regclass('orders'));
 end
