@@ -1519,6 +1519,27 @@ begin
         end;
         return next;
     end loop;
+    for part in
+        select k.sink, k.source, k.time_column, k.updated_at
+        from pgpulse.sinks k
+        where k.updated_at < now() - interval '1 hour'
+    loop
+        execute format(
+            'select exists (select from %s where %I between $1 and now())',
+            pgpulse.rows_of(part.source), part.time_column
+        ) into more using part.updated_at + interval '1 hour';
+        continue when not more;
+        what := 'sink';
+        name := part.sink;
+        detail := null;
+        more := false;
+        fault := format(
+            'Nothing was sent since %s, and rows of %s that it has not got are neither packed nor dropped; is '
+                'the relay away, or without INFLUX_URL? To give it up: select pgpulse.drop_sink(%L)',
+            part.updated_at, part.source, part.sink
+        );
+        return next;
+    end loop;
     -- Last, as it takes locks that writers notice if they are held for long.
     if to_regprocedure('pgpulse.upkeep_storage()') is not null then
         begin
@@ -1600,7 +1621,7 @@ $do$;
 create or replace function pgpulse.step(
     "from" timestamptz,
     "to" timestamptz,
-    points int default 500,
+    points int default 1500,
     raw interval default '2 hours'
 ) returns interval
 language sql
@@ -1625,7 +1646,7 @@ create or replace function pgpulse.step(
     "from" timestamptz,
     "to" timestamptz,
     rollup text,
-    points int default 500,
+    points int default 1500,
     raw interval default '2 hours'
 ) returns interval
 language plpgsql

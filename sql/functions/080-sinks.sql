@@ -212,8 +212,8 @@ begin
     s.query := pgpulse.lines_of('pg_temp.pgpulse_sink', s.sink, tag_names);
     drop view pg_temp.pgpulse_sink;
     insert into pgpulse.sinks
-        (sink, source, time_column, tags, fields, query, since, sent_time, cluster)
-    values (s.sink, s.source, time_column, tags, fields, s.query, since, since, pgpulse.cluster())
+        (sink, source, time_column, tags, fields, query, since, sent_time, cluster, updated_at)
+    values (s.sink, s.source, time_column, tags, fields, s.query, since, since, pgpulse.cluster(), now())
     on conflict (sink) do update set
         time_column = excluded.time_column,
         tags = excluded.tags,

@@ -94,4 +94,16 @@ begin
 end
 $$;
 
+-- One that nobody serves holds rows back, and upkeep says so.
+do $$
+begin
+    insert into machine_metrics (machine_id, metric_type, value) values ('M1', 'speed', 1);
+    assert not exists (select from pgpulse.upkeep() where what = 'sink');
+    update pgpulse.sinks set updated_at = now() - interval '2 hours';
+    assert (select fault like '%drop_sink(''machine_metrics'')' from pgpulse.upkeep() where what = 'sink');
+    perform pgpulse.drop_sink('machine_metrics');
+    assert not exists (select from pgpulse.upkeep() where what = 'sink');
+end
+$$;
+
 rollback;
