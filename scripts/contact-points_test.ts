@@ -101,6 +101,16 @@ Deno.test("the command says what it cannot do, and tries a password once", async
     const [env, text] of [
       [{ ...address, GF_SECURITY_ADMIN_PASSWORD: "wrong" }, /refuses the sign-in/],
       [address, /set GRAFANA_TOKEN or GF_SECURITY_ADMIN_PASSWORD/],
+      // What is for the Grafana of dev is shown to no other one.
+      [
+        { ...address, GRAFANA_DEV_URL: grafana.url.replace("//", "//admin:secret@") },
+        /set GRAFANA_TOKEN or GF_SECURITY_ADMIN_PASSWORD/,
+      ],
+      [{ GRAFANA_URL: "http://me:x/secret@host" }, /Cannot read GRAFANA_URL: "http:..\*\*\*@host"/],
+      [
+        { GRAFANA_URL: "http://me:secret@127.0.0.1:9", GRAFANA_TOKEN: "t" },
+        /Cannot set up .* "http:..127.0.0.1:9"/,
+      ],
       [
         { GRAFANA_URL: "http://127.0.0.1:9", GRAFANA_TOKEN: "t" },
         /Cannot set up the contact points/,
@@ -110,8 +120,18 @@ Deno.test("the command says what it cannot do, and tries a password once", async
     const { code, stderr } = await run(env);
     strictEqual(code, 1);
     match(stderr, text);
-    ok(!stderr.includes("    at "));
+    ok(!/ {4}at |secret/.test(stderr), stderr);
   }
+  const own = await run({
+    ALERT_EMAIL: "a@x.org",
+    GRAFANA_DEV_URL: grafana.url.replace("//", "//admin:secret@"),
+  });
+  deepStrictEqual([own.code, own.stdout], [0, `Alerts of "${grafana.url}": email\n`]);
+  const unknown = await script("contact-points.ts", ["--nonsense"]);
+  match(
+    unknown.stderr,
+    /^Cannot read the command line: Unknown option "--nonsense"; see deno task/,
+  );
   match(
     (await script("contact-points.ts", ["--help"])).stdout,
     /^Usage: deno task contact-points/m,

@@ -816,10 +816,11 @@ async function importInto(url: string, token: string, db: Database): Promise<str
     await call("GET", `${path}${uid}`)
       ? await call("PUT", `${path}${uid}`, body)
       : await call("POST", path.replace(/(\/uid)?\/$/, ""), body);
-  for (const { datasources = [] } of await readFolder("datasources", sourceEnv(db))) {
-    for (const source of datasources) {
-      if (source.url) await put("/datasources/uid/", source.uid, source);
-    }
+  const influx = given("INFLUX_URL");
+  const sources = await readFolder("provisioning/datasources", sourceEnv(db));
+  if (influx) sources.push(...await readFolder("influxdb/datasources", sourceEnv(db)));
+  for (const source of sources.flatMap(({ datasources = [] }) => datasources)) {
+    await put("/datasources/uid/", source.uid, source);
   }
   /** The folder of that path, made where it is missing; its uid. */
   const folder = async (path: string): Promise<string> => {
@@ -831,14 +832,16 @@ async function importInto(url: string, token: string, db: Database): Promise<str
     }
     return uid;
   };
-  const dashboards = await dashboardFiles();
-  for (const path of dashboards) {
-    const dashboard = JSON.parse(await Deno.readTextFile(join(ROOT, "grafana/dashboards", path)));
-    const folderUid = await folder(dirname(path));
+  const dashboards = (await dashboardFiles())
+    .map((path) => ({ title: dirname(path), path: join("dashboards", path) }));
+  if (influx) dashboards.push({ title: "InfluxDB", path: "influxdb/influx.json" });
+  for (const { title, path } of dashboards) {
+    const dashboard = JSON.parse(await Deno.readTextFile(join(ROOT, "grafana", path)));
+    const folderUid = await folder(title);
     const body = { dashboard: { ...dashboard, id: null }, folderUid, overwrite: true };
     await call("POST", "/dashboards/db", body);
   }
-  const groups = (await readFolder("alerting")).flatMap((file) => file.groups ?? []);
+  const groups = (await readFolder("provisioning/alerting")).flatMap((file) => file.groups ?? []);
   for (const group of groups) {
     const folderUid = await folder(group.folder ?? "pgpulse");
     const [, n, unit] = /^(\d+)([smh])$/.exec(group.interval) ?? [null, 1, "m"];
@@ -875,13 +878,13 @@ async function dashboardFiles(folder = ""): Promise<string[]> {
   return files.sort();
 }
 
-/** The files of a folder of grafana/provisioning; Grafana expands $NAME in them, and $$ is a $. */
+/** The files of a folder of grafana; Grafana expands $NAME in them, and $$ is a $. */
 async function readFolder(
   name: string,
   variables: Record<string, string> = {},
   // deno-lint-ignore no-explicit-any -- Grafana's own formats
 ): Promise<any[]> {
-  const folder = join(ROOT, "grafana/provisioning", name);
+  const folder = join(ROOT, "grafana", name);
   const files = await Array.fromAsync(Deno.readDir(folder), (file) => file.name);
   const expand = (value: unknown): unknown =>
     typeof value === "string"
@@ -895,8 +898,31 @@ async function readFolder(
     .map((file) => expand(YAML.parse(Deno.readTextFileSync(join(folder, file)))));
 }
 
-/** What grafana/provisioning/datasources asks of the environment. */
+/** A folder for Grafana: grafana/provisioning, and with INFLUX_URL what shows an InfluxDB. */
+async function provision(folder: string): Promise<void> {
+  await Deno.remove(folder, { recursive: true }).catch(() => {});
+  const from = ["provisioning", ...given("INFLUX_URL") ? ["influxdb"] : []];
+  for (const source of from.map((name) => join(ROOT, "grafana", name))) {
+    for await (const { name: kind, isDirectory } of Deno.readDir(source)) {
+      if (!isDirectory) continue;
+      await Deno.mkdir(join(folder, kind), { recursive: true });
+      for await (const { name } of Deno.readDir(join(source, kind))) {
+        await Deno.copyFile(join(source, kind, name), join(folder, kind, name));
+      }
+    }
+  }
+}
+
+/** What the data sources ask of the environment. */
 function sourceEnv(db: Database) {
+  const influx = URL.parse(given("INFLUX_URL") ?? "");
+  const inside = (part = "") => {
+    try {
+      return decodeURIComponent(part) || undefined;
+    } catch {
+      return undefined; // the relay says what is wrong with it
+    }
+  };
   return {
     // A pooler or a replica, where it is not the database itself.
     PGPULSE_DB_URL: given("PGPULSE_DB_URL") ?? db.host,
@@ -904,10 +930,11 @@ function sourceEnv(db: Database) {
     PGPULSE_DB_SSLMODE: given("PGPULSE_DB_SSLMODE") ?? db.sslmode,
     GRAFANA_DB_USER: db.reader,
     GRAFANA_DB_PASSWORD: db.passwords.GRAFANA_DB_PASSWORD,
-    INFLUX_URL: given("INFLUX_URL") ?? "",
+    INFLUX_URL: influx ? influx.origin + influx.pathname : "",
     INFLUX_BUCKET: given("INFLUX_BUCKET") ?? "pgpulse",
-    INFLUX_USER: given("INFLUX_USER") ?? "",
-    INFLUX_PASSWORD: given("INFLUX_PASSWORD") ?? "",
+    INFLUX_USER: inside(influx?.username) ?? given("INFLUX_USER") ?? "pgpulse",
+    // Versions 2 and 3 take a token as password, with any name.
+    INFLUX_PASSWORD: inside(influx?.password) ?? given("INFLUX_PASSWORD", "INFLUX_TOKEN") ?? "",
   };
 }
 
@@ -945,6 +972,8 @@ interface Database {
   scripts: string;
   /** What the collector gets; role `collector`, or as the scripts. */
   collector: string;
+  /** Our own database, for other programs, by variables. */
+  address: Record<string, string>;
 }
 
 /** First of these environment variables that is set to something. */
@@ -997,6 +1026,10 @@ async function plan(setting: Setting): Promise<Part[]> {
     });
   };
   const { part: grafana, push } = planGrafana(setting, db, contactPoints);
+  // By this file the other tasks of deno.json find the database and the Grafana that dev runs.
+  const lines = Object.entries({ ...db.address, ...signedIn(push) })
+    .map(([name, value]) => `${name}='${value}'\n`);
+  writeKept("dev.env", lines.join(""));
   return [
     db.external ? foreignDatabase(db) : ownDatabase(db, setting),
     {
@@ -1094,8 +1127,7 @@ async function findDatabase(setting: Setting): Promise<Database> {
     GRAFANA_DB_PASSWORD: given("GRAFANA_DB_PASSWORD") ?? secret(`grafana_readonly${where}`),
     COLLECTOR_DB_PASSWORD: given("COLLECTOR_DB_PASSWORD") ?? secret(`collector${where}`),
   };
-  // By this file the other tasks of deno.json find the database that dev runs.
-  const address = external ? {} : {
+  const address: Record<string, string> = external ? {} : {
     DB_HOST: url.hostname,
     DB_PORT: url.port,
     DB_NAME: url.pathname.slice(1),
@@ -1103,8 +1135,6 @@ async function findDatabase(setting: Setting): Promise<Database> {
     POSTGRES_PASSWORD: decodeURIComponent(url.password),
     ...passwords,
   };
-  const lines = Object.entries(address).map(([name, value]) => `${name}='${value}'\n`);
-  writeKept("dev.env", lines.join(""));
   const as = (role: string, password: string) => {
     const login = new URL(url);
     login.username = role;
@@ -1124,6 +1154,7 @@ async function findDatabase(setting: Setting): Promise<Database> {
     passwords,
     scripts: as("server", passwords.DB_PASSWORD),
     collector: as("collector", passwords.COLLECTOR_DB_PASSWORD),
+    address,
   };
 }
 
@@ -1287,7 +1318,30 @@ async function refusal(
 
 /** A URL without its password. */
 function masked(url: string): string {
-  return url.replace(/^([^:]+:\/\/[^:/@]*):[^@]*@/, "$1:***@");
+  return url.replace(/^([^:]+:\/\/[^:/@]*):.*@/s, "$1:***@");
+}
+
+/** Address and sign-in of our own Grafana in one, so that no other one ever gets the password. */
+function signedIn(push: Record<string, string>): Record<string, string> {
+  if (!push.GRAFANA_URL) return {};
+  const url = new URL(push.GRAFANA_URL);
+  url.username = encodeURIComponent(push.GF_SECURITY_ADMIN_USER);
+  url.password = encodeURIComponent(push.GF_SECURITY_ADMIN_PASSWORD);
+  return { GRAFANA_DEV_URL: url.href.replaceAll("'", "%27") };
+}
+
+/** One address of GRAFANA_URL, without a user and a password: nothing takes them, all print it. */
+function grafanaUrl(text: string): string {
+  const url = URL.parse(text.trim());
+  const { protocol = "", pathname, search, hash } = url ?? {};
+  // An @ behind the host: a password with a / in it, of which a part would be taken for the host.
+  if (!url || !/^https?:$/.test(protocol) || `${pathname}${search}${hash}`.includes("@")) {
+    const hidden = text.trim().replace(/^(https?:\/\/)?.*@/s, "$1***@");
+    throw new Error(
+      `Cannot read GRAFANA_URL: "${hidden}" is not an address like http://localhost:3000`,
+    );
+  }
+  return url.origin + pathname!.replace(/\/+$/, "");
 }
 
 /** Grafana as a part, if there is to be one, and what the relay needs to push to it. */
@@ -1296,8 +1350,8 @@ function planGrafana(
   db: Database,
   contactPoints: (env: Record<string, string>) => void,
 ): { part: Part[]; push: Record<string, string> } {
-  const urls = given("GRAFANA_URL")?.split(",").map((url) => url.trim().replace(/\/$/, "")) ?? [];
   if (!setting.grafana) return { part: [], push: { GRAFANA_URL: "" } };
+  const urls = given("GRAFANA_URL")?.split(",").map(grafanaUrl) ?? [];
   if (urls.length) {
     return { part: [foreignGrafana(urls, setting, db, contactPoints)], push: {} };
   }
@@ -1335,7 +1389,7 @@ function ownGrafana(
     GF_PATHS_DATA: folder,
     GF_PATHS_LOGS: join(folder, "log"),
     GF_PATHS_PLUGINS: join(folder, "plugins"),
-    GF_PATHS_PROVISIONING: join(files, "provisioning"),
+    GF_PATHS_PROVISIONING: join(folder, "provisioning"),
     GF_SERVER_HTTP_ADDR: "127.0.0.1",
     GF_SERVER_HTTP_PORT: `${port}`,
     GF_SERVER_ROOT_URL: `${url}/`,
@@ -1344,10 +1398,7 @@ function ownGrafana(
     GF_AUTH_ANONYMOUS_ORG_ROLE: "Viewer",
     GF_PLUGINS_PREINSTALL_DISABLED: "true",
     PGPULSE_DASHBOARDS: join(files, "dashboards"),
-    PGPULSE_INFLUX_DASHBOARDS: join(
-      files,
-      given("INFLUX_URL") ? "influxdb" : "provisioning/plugins",
-    ),
+    PGPULSE_INFLUX_DASHBOARDS: join(files, "influxdb"),
     ...sourceEnv(db),
     // The owner's; no business of Grafana's.
     DATABASE_URL: "",
@@ -1357,6 +1408,7 @@ function ownGrafana(
     async start(signal) {
       const { home, bin } = await findGrafana(log, signal);
       await Deno.mkdir(join(folder, "plugins"), { recursive: true, mode: 0o700 });
+      await provision(join(folder, "provisioning"));
       const common = ["--homepath", home, "--config", join(files, "grafana.ini")];
       // Grafana itself takes the password from the environment at its first start only.
       const again = !await exists(join(folder, "grafana.db")) ? undefined : async () => {
@@ -1786,6 +1838,8 @@ Environment:
                    also PGPULSE_DB_NAME and PGPULSE_DB_SSLMODE
   ALERT_EMAIL, ALERT_SLACK_URL, ALERT_PAGERDUTY_KEY, ALERT_WEBHOOK_URL
                    where alerts go; see scripts/contact-points.ts --help
+  INFLUX_URL       an InfluxDB that gets rows too; see scripts/notify-relay.ts --help. Grafana shows it
+                   as INFLUX_USER with INFLUX_PASSWORD, else with INFLUX_TOKEN
   RELAY_PORT       port of the relay (8090, else the next free one)
   XDG_CACHE_HOME   where a downloaded Grafana is kept (~/.cache; ~/Library/Caches on macOS)
   NO_COLOR         no colours

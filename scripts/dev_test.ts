@@ -553,7 +553,7 @@ env > "${home}/env"
 touch "$GF_PATHS_DATA/grafana.db"
 echo "logger=x level=error msg=\\"my password is $GF_SECURITY_ADMIN_PASSWORD\\""
 exec "${Deno.execPath()}" eval 'Deno.serve({hostname: Deno.env.get("GF_SERVER_HTTP_ADDR"),
-  port: +Deno.env.get("GF_SERVER_HTTP_PORT")}, () => new Response("{}"))'
+  port: +Deno.env.get("GF_SERVER_HTTP_PORT")}, () => new Response("[]"))'
 `,
     { mode: 0o755 },
   );
@@ -589,16 +589,35 @@ Deno.test("Grafana gets its settings; its sign-in is printed once, and renewed",
       "DATABASE_URL=",
     ]
   ) ok(env.split("\n").includes(line), line);
+  const kept = join(here.root, ".pgpulse/dev.env");
+  strictEqual((await Deno.stat(kept)).mode! & 0o777, 0o600);
+  match(await Deno.readTextFile(kept), new RegExp(`@127.0.0.1:${port}/'$`, "m"));
+  const contactPoints = await new Deno.Command(Deno.execPath(), {
+    args: ["task", "-q", "contact-points"],
+    cwd: here.root,
+    env: here.env,
+  }).output();
+  strictEqual(contactPoints.code, 0, new TextDecoder().decode(contactPoints.stderr));
   await dev.stop();
   here.env.GRAFANA_ADMIN_PASSWORD = "chosen by me";
   dev = here.start("--no-factory");
   await dev.healthy();
   match(await Deno.readTextFile(join(home, "calls")), /^reset to chosen by me$/m);
+  const source = join(here.root, ".pgpulse/grafana/provisioning/datasources");
+  const sources = () => [...Deno.readDirSync(source)].map(({ name }) => name).sort();
+  deepStrictEqual(sources(), ["postgresql.yaml"], "without INFLUX_URL there is none of it");
   ok(!dev.lines.join("\n").includes("chosen by me"));
   await dev.stop();
+  here.env.INFLUX_URL = "http://me@127.0.0.1:9/";
+  here.env.INFLUX_TOKEN = "may read";
   dev = here.start("--no-factory");
   await dev.healthy();
   await dev.stop();
+  deepStrictEqual(sources(), ["influxdb.yaml", "postgresql.yaml"]);
+  const given = (await Deno.readTextFile(join(home, "env"))).split("\n");
+  for (const line of ["URL=http://127.0.0.1:9/", "USER=me", "PASSWORD=may read"]) {
+    ok(given.includes(`INFLUX_${line}`), line);
+  }
   strictEqual((await Deno.readTextFile(join(home, "calls"))).match(/^reset/gm)?.length, 1);
 });
 

@@ -28,7 +28,7 @@ const HELP = `notify-relay: shows PostgreSQL live in Grafana
 
 Pushes every stream of schema live (see pgpulse.add_stream) to Grafana Live, and serves the same
 streams to other programs. With INFLUX_URL it also sends every row of chosen tables (see
-pgpulse.add_sink; without any, machine_metrics), at least once, to InfluxDB or VictoriaMetrics.
+pgpulse.add_sink; without any, machine_metrics where migrate made it), at least once, to InfluxDB or VictoriaMetrics.
 
 Usage: notify-relay.ts [flags]
        notify-relay.ts --panel STREAM [--type gauge]
@@ -1121,15 +1121,25 @@ export interface Influx {
   authorization?: string;
 }
 
+/** What follows the host; an @ in it: a password with / ? # was cut, and a part of it seems a host. */
+const behind = ({ pathname, search, hash }: URL) => pathname + search + hash;
+
+/** A URL, also a malformed one, without what may be a password. */
+const hidden = (url: string) => url.replace(/^(https?:\/\/)?.*@/s, "$1***@");
+
 /** The InfluxDB of INFLUX_URL; a token means the API of versions 2 and 3, none that of version 1. */
 export function influx(env: (name: string) => string | undefined): Influx | undefined {
   const text = env("INFLUX_URL");
   if (!text) return undefined;
   const url = URL.parse(text);
-  if (!url || !/^https?:$/.test(url.protocol)) {
+  let login: string[] = [];
+  try {
+    login = [url!.username, url!.password].map(decodeURIComponent);
+  } catch { /* no URL, or one with a bare % */ }
+  if (!url || !login.length || !/^https?:$/.test(url.protocol) || /@/.test(behind(url))) {
     throw new Error(
-      `Cannot read INFLUX_URL: "${text.replace(/\/\/[^@/]*@/, "//***@")}" is not an address like ` +
-        "http://localhost:8086",
+      `Cannot read INFLUX_URL: "${hidden(text)}" is not an address like http://localhost:8086; ` +
+        "write @ / : # % in a password as %40 %2F %3A %23 %25, or set INFLUX_PASSWORD",
     );
   }
   const base = url.origin + url.pathname.replace(/\/+$/, "");
@@ -1139,8 +1149,8 @@ export function influx(env: (name: string) => string | undefined): Influx | unde
     const query = new URLSearchParams({ org: env("INFLUX_ORG") ?? "", bucket });
     return { url: base, write: `${base}/api/v2/write?${query}`, authorization: `Token ${token}` };
   }
-  const user = decodeURIComponent(url.username) || env("INFLUX_USER");
-  const password = decodeURIComponent(url.password) || env("INFLUX_PASSWORD") || "";
+  const user = login[0] || env("INFLUX_USER");
+  const password = login[1] || env("INFLUX_PASSWORD") || "";
   const name = bucket.replace(/["\\]/g, "\\$&");
   return {
     url: base,
@@ -1191,6 +1201,8 @@ export class Sinks {
   #leadUntil = 0;
   /** Lines that the server, or a proxy before it, takes at once. */
   #most = SINK_ROWS;
+  /** The last line that was taken: taken again, it does no harm, and tells that lines are taken. */
+  #good?: string;
   /** Milliseconds that it took to look whether something is to be sent. */
   #cost = 0;
   /** Reasons of refusals that were said, by sink. */
@@ -1268,8 +1280,16 @@ export class Sinks {
   }
 
   async #begin(): Promise<void> {
-    const [[added]] = await this.#sql`select pgpulse.first_sink()`.values();
+    const [[some, added]] = await this.#sql`
+      select exists (select from pgpulse.sinks), pgpulse.first_sink()`.values();
     if (added) console.log(`There was no sink: added that of "${added}" (see pgpulse.add_sink)`);
+    else if (!some) {
+      console.log(
+        "There is no sink, so no row is sent; the owner of a table adds one: " +
+          "select pgpulse.add_sink('machine_metrics', 'timestamp', " +
+          "'{machine_id,metric_type,zone_number}', '{value,target_value}')",
+      );
+    }
   }
 
   async #list(): Promise<string[]> {
@@ -1368,8 +1388,9 @@ export class Sinks {
     if (!lines.length) return;
     const body = lines.join("\n");
     if (half && (lines.length > this.#most || body.length > SINK_SIZE)) return await split();
-    const failure = await this.#offer(new Uint8Array(gzipSync(body, { level: 1 })));
+    const failure = await this.#offer(body, half ? undefined : name);
     if (!failure) {
+      this.#good = lines.at(-1);
       tally.sent += lines.length;
       return;
     }
@@ -1397,9 +1418,13 @@ export class Sinks {
     );
   }
 
-  /** Offers a batch until it is taken, or refused for what is in it; throws Unavailable in the end. */
-  async #offer(body: Uint8Array<ArrayBuffer>): Promise<Refused | undefined> {
+  /**
+   * Offers a batch, or a single line of the sink `lone`, until it is taken or refused for what is in
+   * it; throws Unavailable in the end.
+   */
+  async #offer(text: string, lone?: string): Promise<Refused | undefined> {
     const { influx, relay: { troubles } } = this;
+    const body = packed(text);
     const key = `influx ${influx.url}`;
     const end = performance.now() + SINK_PATIENCE_MS;
     for (let failures = 0;; failures++) {
@@ -1408,7 +1433,9 @@ export class Sinks {
       try {
         failure = await this.#call(influx.write, body);
         if (!failure) troubles.over(key, `"${influx.url}" takes rows again`);
-        if (!failure || [400, 413, 422].includes(failure.status)) return failure;
+        if (!failure) return undefined;
+        const judged = [400, 413, 422].includes(failure.status);
+        if (judged && (!lone || await this.#means(lone, failure))) return failure;
         // Version 1 makes its databases by a query; tried once an outage.
         const lacks = failure.status === 404 && influx.create &&
           /database not found/i.test(failure.text);
@@ -1417,6 +1444,7 @@ export class Sinks {
           continue;
         }
         const advice: Record<string, string> = {
+          400: "correct INFLUX_URL, INFLUX_BUCKET or INFLUX_ORG",
           401: "correct INFLUX_TOKEN, or INFLUX_USER and INFLUX_PASSWORD",
           403: "it may not write there; give its token or user that right",
           404: "make the bucket there, or correct INFLUX_BUCKET, INFLUX_ORG or INFLUX_URL",
@@ -1441,6 +1469,13 @@ export class Sinks {
     }
   }
 
+  /** Whether a refusal means the line, and not whatever comes: then nothing may go on without it. */
+  async #means(sink: string, { text }: Refused): Promise<boolean> {
+    if (/partial write|dropped=/i.test(text)) return true;
+    if (/unable to parse|original_line/.test(text) && text.includes(sink)) return true;
+    return Boolean(this.#good) && !await this.#call(this.influx.write, packed(this.#good!));
+  }
+
   /** Posts; gives what was answered where that is no success. */
   async #call(url: string, body?: Uint8Array<ArrayBuffer>): Promise<Refused | undefined> {
     const { authorization } = this.influx;
@@ -1459,6 +1494,8 @@ export class Sinks {
     return new Refused(response.status, text, response.headers.get("retry-after"));
   }
 }
+
+const packed = (text: string) => new Uint8Array(gzipSync(text, { level: 1 }));
 
 /** The server takes nothing at present. */
 class Unavailable extends Error {}
@@ -2104,9 +2141,9 @@ export function targets(
   const tokens = list(env("GRAFANA_TOKEN") || env("GRAFANA_API_KEY"));
   const urls = list(env("GRAFANA_URL")).map((text) => {
     const url = URL.parse(text);
-    if (!url || !/^https?:$/.test(url.protocol)) {
+    if (!url || !/^https?:$/.test(url.protocol) || /@/.test(behind(url))) {
       throw new Error(
-        `Cannot read GRAFANA_URL: "${text}" is not an address like http://localhost:3000`,
+        `Cannot read GRAFANA_URL: "${hidden(text)}" is not an address like http://localhost:3000`,
       );
     }
     return url.origin + url.pathname.replace(/\/+$/, "");

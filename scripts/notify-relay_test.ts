@@ -38,12 +38,14 @@ const PLAN: Plan = {
   rows: 10,
   coarse_rows: 0,
   beat_ms: 250,
+  slow_ms: null,
   split: null,
   labels: [],
   fields: ["value"],
   tables: ["public.m"],
   read_all: "",
   read_tail: "",
+  read_values: null,
   fault: null,
 };
 const LABELLED = { ...PLAN, labels: ["host"] };
@@ -288,6 +290,10 @@ Deno.test("addresses and tokens of several Grafanas", () => {
   deepStrictEqual(signIn, { token: undefined, user: "boss", password: "pw" });
   strictEqual(of({ GRAFANA_URL: "http://a", GRAFANA_API_KEY: "k" })[0].signIn.token, "k");
   throws(() => of({ GRAFANA_URL: "localhost:3000" }), /Cannot read GRAFANA_URL: "localhost:3000"/);
+  throws(
+    () => of({ GRAFANA_URL: "http://me:x/secret@a" }),
+    /^Error: Cannot read GRAFANA_URL: "http:\/\/\*\*\*@a"/,
+  );
   throws(
     () => of({ GRAFANA_URL: "http://a,http://b", GRAFANA_TOKEN: "secret" }),
     (error: Error) => /^Cannot match 1 tokens/.test(error.message) && !/secret/.test(error.message),
