@@ -96,12 +96,15 @@ export function route(policy: Route, names: string[]): Route | undefined {
   };
 }
 
-/** Brings one Grafana to what the environment says; returns what it did and what it could not. */
+/**
+ * Brings one Grafana to what the environment says; returns what it did and what it could not, and
+ * where alerts go by the policy that it found.
+ */
 export async function apply(
   url: string,
   authorization: string,
   wanted: Map<string, string>,
-): Promise<{ done: string[]; failed: string[] }> {
+): Promise<{ done: string[]; failed: string[]; found: string }> {
   const done: string[] = [], failed: string[] = [];
   const call = async (method: string, path: string, body?: unknown): Promise<Json> => {
     const answer = await fetch(`${url}/api/v1/provisioning${path}`, {
@@ -171,7 +174,7 @@ export async function apply(
       failed.push(`Cannot take away ${type}: ${(error as Error).message}`);
     }
   }
-  return { done, failed };
+  return { done, failed, found: policy.receiver ?? "" };
 }
 
 const HELP = `Tells Grafana where alerts go: contact points and notification policy
@@ -261,12 +264,18 @@ async function main(args: string[]): Promise<number> {
     }
     const basic = new TextEncoder().encode(`${user}:${password}`).toBase64();
     try {
-      const { done, failed } = await apply(
+      const { done, failed, found } = await apply(
         url,
         token ? `Bearer ${token}` : `Basic ${basic}`,
         wanted,
       );
       if (done.length) console.log(`Alerts of "${url}": ${done.join(", ")}`);
+      else if (!failed.length) {
+        const names = WAYS.map(({ variable }) => variable).join(", ");
+        console.log(
+          `Alerts of "${url}": nothing to do, they go to its contact point "${found}"; set one of ${names}`,
+        );
+      }
       failed.forEach(say);
     } catch (error) {
       const { message, cause } = error as Error;

@@ -64,7 +64,7 @@ Deno.test("what is set is there, what is not is taken away, what is refused is s
   const { kept, url } = grafana;
   const run = (values: Record<string, string>) =>
     apply(url, "Basic YWRtaW46c2VjcmV0", new Map(Object.entries(values)));
-  deepStrictEqual(await run({}), { done: [], failed: [] });
+  deepStrictEqual(await run({}), { done: [], failed: [], found: "empty" });
   strictEqual(kept.policy, UNTOUCHED);
   await run({ ALERT_EMAIL: "a@x.org, b@x.org", ALERT_PAGERDUTY_KEY: "k" });
   deepStrictEqual([...kept.points.values()].map(({ name, type }) => [name, type]), [
@@ -97,6 +97,12 @@ Deno.test("the command says what it cannot do, and tries a password once", async
   const address = { GRAFANA_URL: grafana.url, ALERT_EMAIL: "a@x.org" };
   const good = await run({ ...address, GF_SECURITY_ADMIN_PASSWORD: "secret" });
   deepStrictEqual([good.code, good.stdout], [0, `Alerts of "${grafana.url}": email\n`]);
+  grafana.kept.points.clear();
+  const none = await run({ GRAFANA_URL: grafana.url, GF_SECURITY_ADMIN_PASSWORD: "secret" });
+  match(
+    none.stdout,
+    /: nothing to do, they go to its contact point "\w+"; set one of ALERT_EMAIL, /,
+  );
   for (
     const [env, text] of [
       [{ ...address, GF_SECURITY_ADMIN_PASSWORD: "wrong" }, /refuses the sign-in/],

@@ -43,6 +43,10 @@ export interface Part {
   once?: boolean;
   /** Returns nothing when healthy, the trouble when it answers unwell; throws when it is silent. */
   probe?(signal: AbortSignal): Promise<string | void>;
+  /** Asked after a probe that found it healthy: what it says itself that it cannot do. */
+  complaint?(): string | undefined;
+  /** What of a line that it says goes into the log, all of it if there is no such function. */
+  hear?(line: string, stopping: boolean): string | undefined;
   /** Done each time it has become healthy, before the parts that wait for it start. */
   ready?(): void | Promise<void>;
   /** How it is asked to stop; SIGTERM unless said otherwise. */
@@ -59,7 +63,16 @@ export interface Part {
   links?(): string[];
 }
 
-export type Health = "waiting" | "starting" | "healthy" | "unwell" | "failing" | "done" | "stopped";
+export type Health =
+  | "waiting"
+  | "starting"
+  | "healthy"
+  /** It works, and says itself what of its work it cannot do. */
+  | "degraded"
+  | "unwell"
+  | "failing"
+  | "done"
+  | "stopped";
 
 /** What `status` shows of a part; kept in state.json. */
 export interface State {
@@ -125,7 +138,7 @@ export function supervise(
   let changed = Promise.withResolvers<void>();
 
   const stateOf = (name: string) => states.find((s) => s.name === name)!;
-  const well = (name: string) => ["healthy", "done"].includes(stateOf(name).health);
+  const well = (name: string) => ["healthy", "degraded", "done"].includes(stateOf(name).health);
   const free = ({ after = [] }: Part): boolean =>
     after.every((name) => well(name) && free(parts.find((part) => part.name === name)!));
 
@@ -261,12 +274,15 @@ export function supervise(
         trouble = reason(error);
         answered = false;
       }
-      if (gone.aborted) break;
+      if (gone.aborted || signal.aborted) break;
       if (!trouble) {
         if (!healthy) {
           if (told) log(part.name, "is healthy now");
           else onHealthy();
-          set(part, { health: "healthy", reason: undefined });
+        }
+        const complaint = part.complaint?.();
+        if (!healthy || stateOf(part.name).reason !== complaint) {
+          set(part, { health: complaint ? "degraded" : "healthy", reason: complaint });
         }
         healthy = ever = true;
         told = "";
@@ -299,7 +315,8 @@ export function supervise(
     for await (const line of createInterface(Readable.fromWeb(stream as never))) {
       if (!line.trim()) continue;
       if (last.push(line) > 8) last.shift();
-      log(part.name, line);
+      const heard = part.hear ? part.hear(line, signal.aborted) : line;
+      if (heard) log(part.name, heard);
     }
   }
 
@@ -1026,6 +1043,10 @@ async function plan(setting: Setting): Promise<Part[]> {
     });
   };
   const { part: grafana, push } = planGrafana(setting, db, contactPoints);
+  // It tells its own troubles, in its log and to whoever asks.
+  let troubles: string[] = [];
+  const look = (text: string) =>
+    troubles = text.startsWith("{") ? JSON.parse(text).troubles ?? [] : [];
   // By this file the other tasks of deno.json find the database and the Grafana that dev runs.
   const lines = Object.entries({ ...db.address, ...signedIn(push) })
     .map(([name, value]) => `${name}='${value}'\n`);
@@ -1049,7 +1070,8 @@ async function plan(setting: Setting): Promise<Part[]> {
       name: "relay",
       after: ["migrate"],
       start: () => task("relay", ["--port", `${port}`], push),
-      probe: answers(`http://127.0.0.1:${port}/healthz`),
+      probe: answers(`http://127.0.0.1:${port}/healthz`, look),
+      complaint: () => troubles.join("; ") || undefined,
       port,
       address: `http://localhost:${port}`,
       links: () => [`Live page    http://localhost:${port}/`],
@@ -1095,13 +1117,22 @@ async function plan(setting: Setting): Promise<Part[]> {
 /** A plant to look at, once all else stands: its last hours and its present, then its past. */
 function factoryParts(after: string[], task: (name: string, args: string[]) => Command): Part[] {
   const factory = (...args: string[]) => () => task("generate", ["factory", ...args]);
+  // How far they are is nothing to bury the sign-in under.
+  const hear = (line: string) => /^\d+ %, /.test(line) ? undefined : line;
   return [
-    { name: "factory", after, background: true, start: factory("--backfill", "6h", "--follow") },
+    {
+      name: "factory",
+      after,
+      background: true,
+      hear,
+      start: factory("--backfill", "6h", "--follow"),
+    },
     {
       name: "factory-past",
       after: ["factory"],
       background: true,
       once: true,
+      hear,
       start: factory("--backfill", "90d", "--interval", "1h"),
     },
   ];
@@ -1218,6 +1249,7 @@ function ownDatabase(db: Database, { log, secret }: Setting): Part {
     },
     stop: "SIGINT",
     sweep,
+    hear: hearPostgres,
     port: Number(db.url.port),
     address: masked(db.url.href),
     get advice() {
@@ -1262,12 +1294,40 @@ function queries(query = "select null as trouble"): NonNullable<Part["probe"]> {
 }
 
 /** A probe by HTTP: an answer that is no success is a sign of life, but not of health. */
-function answers(url: string): NonNullable<Part["probe"]> {
+function answers(
+  url: string,
+  look: (text: string) => void = () => {},
+): NonNullable<Part["probe"]> {
   return async (signal) => {
     const answer = await fetch(url, { signal });
     const text = await answer.text();
+    look(text);
     if (!answer.ok) return `${url} answers ${answer.status}: ${text.trim().slice(0, 200)}`;
   };
+}
+
+/** Keeps from the log what many say, or one says again and again, while PostgreSQL comes and goes. */
+function hearPostgres(line: string, stopping: boolean): string | undefined {
+  const usual = [
+    /^FATAL: +the database system is (starting up|shutting down|not yet accepting|in recovery)/,
+    /^DETAIL: +Consistent recovery state has not been yet reached/,
+    // A killed server; that it has ended is told of it.
+    /^FATAL: +postmaster exited during|^FATAL: +terminating connection due to unexpected postmaster/,
+    ...stopping
+      ? [/^FATAL: +terminating connection due to administrator command/, /^LOG: +background worker/]
+      : [],
+  ];
+  return usual.some((pattern) => pattern.test(line)) ? undefined : line;
+}
+
+/** Keeps from the log what Grafana says below GF_LOG_LEVEL, as its plug-ins do, and at each stop. */
+function hearGrafana(line: string, stopping: boolean): string | undefined {
+  const levels = ["trace", "debug", "info", "warn", "error", "critical"];
+  const least = levels.indexOf(given("GF_LOG_LEVEL")?.toLowerCase() ?? "warn");
+  const [, level = ""] = /^\{"@level":"(\w+)"/.exec(line) ?? [];
+  if (levels.includes(level) && levels.indexOf(level) < least) return undefined;
+  if (least > 2 && line.includes("skipped registering status sub-resource")) return undefined;
+  return stopping && /context cancell?ed/.test(line) ? undefined : line;
 }
 
 /** Tries the roles in a foreign database; the scripts fall back to the owner. */
@@ -1375,7 +1435,7 @@ function planGrafana(
 function ownGrafana(
   port: number,
   sign: { GF_SECURITY_ADMIN_USER: string; GF_SECURITY_ADMIN_PASSWORD: string },
-  { log, show }: Setting,
+  { log, show, factory }: Setting,
   db: Database,
 ): Part {
   const url = `http://localhost:${port}`;
@@ -1385,7 +1445,8 @@ function ownGrafana(
   const env = {
     ...sign,
     GF_LOG_LEVEL: given("GF_LOG_LEVEL") ?? "warn",
-    GF_LOG_FILTERS: "migrator:error secret-migrator:error resource-migrator:error",
+    GF_LOG_FILTERS: "migrator:error secret-migrator:error resource-migrator:error " +
+      "resource-client-auth-interceptor:error",
     GF_PATHS_DATA: folder,
     GF_PATHS_LOGS: join(folder, "log"),
     GF_PATHS_PLUGINS: join(folder, "plugins"),
@@ -1422,6 +1483,7 @@ function ownGrafana(
       return { command: bin, args: ["server", ...common], env, options: { cwd: home } };
     },
     probe: answers(`http://127.0.0.1:${port}/api/health`),
+    hear: hearGrafana,
     port,
     address: url,
     advice: "Set GF_LOG_LEVEL=info to see more, or leave Grafana out by --no-grafana",
@@ -1429,7 +1491,7 @@ function ownGrafana(
       const own = given("GF_SECURITY_ADMIN_PASSWORD", "GRAFANA_ADMIN_PASSWORD");
       const kept = show ? password : `"grafana admin" in ${join(STATE, "secrets.json")}`;
       return [
-        `Dashboards   ${url}/d/metrics   ${url}/d/streams`,
+        dashboardLinks(url, factory),
         `Sign-in      ${sign.GF_SECURITY_ADMIN_USER}, password: ${own ? "as you set it" : kept}`,
       ];
     },
@@ -1487,8 +1549,14 @@ function foreignGrafana(
     advice: "Look at GRAFANA_URL; the scripts run on meanwhile",
     links: () =>
       urls.filter((url, i) => tokens[i] && filled.has(url))
-        .map((url) => `Dashboards   ${url}/d/metrics   ${url}/d/streams`),
+        .map((url) => dashboardLinks(url)),
   };
+}
+
+/** Where to look first; the sample factory only where there is one. */
+function dashboardLinks(url: string, factory = false): string {
+  const uids = ["metrics", "streams", factory && "plant", given("INFLUX_URL") && "influx"];
+  return `Dashboards   ${uids.filter(Boolean).map((uid) => `${url}/d/${uid}`).join("   ")}`;
 }
 
 // --- copied helper: connect (house_test.ts holds the copies equal) ---
@@ -1708,8 +1776,13 @@ function status(json: boolean): number {
   else if (!running) {
     const left = parts.filter(({ pid, started }) => pid && processes(pid)[0]?.started === started);
     const names = left.map(({ name }) => name).join(", ");
-    if (left.length) console.log(`The supervisor was killed and left ${names} running`);
-    console.log(`Nothing is watched here; start it with deno task dev`);
+    if (left.length) {
+      const pids = left.toReversed().map(({ pid }) => pid).join(" ");
+      console.log(`The supervisor was killed and left ${names} running; kill ${pids} ends them`);
+    }
+    console.log(
+      `Nothing ${left.length ? "watches here" : "runs here"}; start it with deno task dev`,
+    );
   } else {
     const age = (since = "") => {
       const s = Math.round((Date.now() - Date.parse(since)) / 1000);
@@ -1730,13 +1803,16 @@ function status(json: boolean): number {
         s.port,
         s.pid || s.health === "healthy" ? age(s.since) : "",
         s.restarts,
-        s.reason && s.reason !== s.health ? `${s.health}: ${s.reason.slice(0, 60)}` : s.health,
+        s.health,
         s.address,
       ]),
     ].map((row) => Array.from({ length: 7 }, (_, i) => `${row[i] ?? ""}`));
     const widths = rows[0].map((_, i) => Math.max(...rows.map((row) => row[i].length)));
     for (const row of rows) {
       console.log(row.map((cell, i) => cell.padEnd(widths[i])).join("  ").trimEnd());
+    }
+    for (const { name, health, reason } of parts) {
+      if (reason && reason !== health) console.log(`${name} is ${health}: ${reason}`);
     }
   }
   if (!running) return 3;
@@ -1811,10 +1887,12 @@ restarts what fails, and prints where to click. Ctrl-C stops all of it. Data and
 .pgpulse/ of the checkout.
 
   start            the default
-  status           what runs: parts, pids, ports, health; exit status 0 when all is healthy,
-                   1 when something is not, 3 when nothing runs
+  status           what runs: parts, pids, ports, health, and what a part says that it cannot do
+                   (degraded); exit status 0 when all is healthy, 1 when something is not, 3 when
+                   nothing runs
   --no-grafana     without Grafana; the relay's own page shows the streams
-  --no-factory     without the sample factory: 90 days of 20 machines, made in the background
+  --no-factory     without the sample factory: 90 days of 20 machines, by the hour, and the last 6
+                   hours every 10 s, made in the background; factory-past is done then
   --no-collect     without samples of this machine and of the database
   --json           one JSON object a line: time, part, level, message
   --help           this text
@@ -1845,8 +1923,10 @@ Environment:
   NO_COLOR         no colours
 
 Cost:
-  Under 0.5 % of a core and about 70 MB besides the parts. PostgreSQL's files take 40 MB at first,
-  Grafana once a download of about 200 MB and 700 MB of disk. Everything listens on loopback only.
+  Under 0.5 % of a core and about 70 MB besides the parts. PostgreSQL's files take 40 MB at first;
+  with the factory 1.3 GB after a quarter of an hour, of them 0.8 GB write-ahead log, which goes up
+  to 1 GB and is used again. Grafana takes once a download of about 200 MB and 700 MB of disk, and
+  up to 1 GB of memory. Everything listens on loopback only.
 
 Examples:
   deno task dev

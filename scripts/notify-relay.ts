@@ -102,6 +102,8 @@ const SINK_ROWS = 10_000;
 const SINK_SIZE = 5_000_000;
 /** A batch is offered to InfluxDB for so long, then its transaction is given up and begun anew. */
 const SINK_PATIENCE_MS = 60_000;
+/** A Grafana that cannot be reached may be starting: told when that lasts longer. */
+const AWAY_MS = 15_000;
 
 // --- copied helper: connect (house_test.ts holds the copies equal) ---
 /**
@@ -799,6 +801,7 @@ export class Grafana {
   /** Channels that were refused, one after the other. */
   #refusals = 0;
   #failures = 0;
+  #failingSince = 0;
   #retryAt = 0;
   #token?: string;
   /** The token that this process made, and the last one that Grafana refused. */
@@ -986,7 +989,7 @@ export class Grafana {
       ? "sign-in"
       : "unreachable";
     this.#count(kind);
-    this.#failures++;
+    if (!this.#failures++) this.#failingSince = performance.now();
     const own = this.signIn.user && !this.signIn.token;
     const advice: Record<string, string> = {
       301: "it redirects; set GRAFANA_URL to its root_url",
@@ -1003,10 +1006,12 @@ export class Grafana {
       : refused
       ? `status ${kind}: ${advice[kind] ?? refused.text.slice(0, 200)}`
       : `it cannot be reached (${reason(error)}); is it running?`;
-    this.relay.troubles.say(
-      `grafana ${this.url}`,
-      `Cannot push to Grafana at "${this.url}": ${cause}`,
-    );
+    if (kind !== "unreachable" || performance.now() - this.#failingSince > AWAY_MS) {
+      this.relay.troubles.say(
+        `grafana ${this.url}`,
+        `Cannot push to Grafana at "${this.url}": ${cause}`,
+      );
+    }
     // A Grafana that lets everybody look says 403 to a token that it does not know.
     if (own && (kind === "401" || kind === "403" && this.#token !== this.#made)) {
       this.#refused = this.#token;
@@ -1261,7 +1266,9 @@ export class Sinks {
         const [[held]] = await withTimeout(hold(LEASE_S), 5_000);
         if (held && !this.leading()) this.#signal.fire();
         this.#leadUntil = held ? started + LEASE_S * 1000 : 0;
-        if (!held && !standby) console.log("Another relay sends the sinks: this one stands by");
+        if (!held && !standby) {
+          console.log("Another relay sends the sinks, or did a moment ago: this one stands by");
+        }
         standby = !held;
         this.relay.works("lease of the sinks");
       } catch (error) {
@@ -1440,7 +1447,8 @@ export class Sinks {
         const lacks = failure.status === 404 && influx.create &&
           /database not found/i.test(failure.text);
         if (lacks && failures === 0 && !await this.#call(influx.create!)) {
-          console.log(`Made the database that INFLUX_BUCKET names in "${influx.url}"`);
+          const name = new URL(influx.write).searchParams.get("db");
+          console.log(`Made the database "${name}" (INFLUX_BUCKET) in "${influx.url}"`);
           continue;
         }
         const advice: Record<string, string> = {
@@ -1682,7 +1690,9 @@ export class Relay {
         const led = this.leading();
         this.#leadUntil = leads ? started + LEASE_S * 1000 : 0;
         if (leads && !led) this.#lead();
-        if (!leads && !this.#standby) console.log("Another relay leads: this one stands by");
+        if (!leads && !this.#standby) {
+          console.log("Another relay leads, or did a moment ago: this one stands by");
+        }
         this.#standby = !leads;
         if (writes) this.troubles.over("read-only", "The database takes writes again");
         else this.listening = false;
@@ -1918,7 +1928,11 @@ class Chart {
     this.plot = new uPlot({
       width: this.element.clientWidth - 32,
       height: 200,
-      axes: [axis, axis],
+      // As wide as its longest number.
+      axes: [axis, {
+        ...axis,
+        size: (_, labels) => 24 + 7 * Math.max(3, ...(labels ?? []).map((label) => label.length)),
+      }],
       legend: { show: names.length > 1 && names.length < 12 },
       series: [{}, ...names.map((label, i) => ({
         label, stroke: COLOURS[i % COLOURS.length], width: 1.5, spanGaps: true, points: { show: times.length < 2 },

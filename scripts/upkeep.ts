@@ -154,7 +154,17 @@ async function keep(sql: postgres.Sql, every: number, once: boolean, signal: Abo
       await pause(1_000);
     } else await pause(next - performance.now());
   }
-  if (once && !faults.told.size && !signal.aborted) console.log("All is up to date");
+  if (once && !faults.told.size && !signal.aborted) {
+    console.log("All is up to date");
+    const held = await sql<{ source: string; until: Date }[]>`
+      select source::text, hold_until as until
+      from pgpulse.storage
+      where hold_until > now()`;
+    for (const { source, until } of held) {
+      const told = "it was unpacked, and may be corrected until then (see pgpulse.unpack)";
+      console.log(`Nothing of ${source} is packed before ${until.toISOString()}: ${told}`);
+    }
+  }
   return once && (faults.told.size || signal.aborted) ? 1 : 0;
 }
 

@@ -388,6 +388,30 @@ comment on function pgpulse.machine_counts is
     'How many machines (of all, or of these) were running, idle, in error and in maintenance at so many '
     'regular moments of a range.';
 
+create or replace function pgpulse.metric_unit(variadic metric_types text[]) returns text
+language sql
+immutable
+parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+    select case
+        when count(distinct unit) = 1 and bool_and(unit is not null) then min(unit)
+        else 'short'
+    end
+    from unnest(metric_types) as m (name)
+    left join (values
+        ('temperature', 'celsius'),
+        ('multi_zone_temp', 'celsius'),
+        ('pressure', 'pressurebar'),
+        ('power', 'kwatt'),
+        ('speed', 'suffix: /min'),
+        ('vibration', 'suffix: mm/s')
+    ) as known (name, unit) using (name)
+$$;
+
+comment on function pgpulse.metric_unit is
+    'Grafana''s name of the unit of a metric_type, or of several if they have the same.';
+
 create or replace view public.machine_oee_hourly as
 select
     p.hour,
