@@ -19,16 +19,17 @@ const HELP = `bench: measures every figure that the README names
 
 Usage: deno task bench [FIGURE ...]
 
-Figures: start latency writers relay backfill history hosts (default: all)
+Figures: start latency writers relay backfill history dashboards hosts (default: all)
 
   --rounds N    repetitions of each measurement (default: 5)
   --days N      how far back the figure \`history\` goes (default: 365)
+  --every TIME  spacing of its rows of the last month (default: 10 s)
   --samples N   how many the figure \`hosts\` drains from a spool (default: 1000000)
   --hosts N     how many its fleet has (default: 1000)
   --help        this text
 
 Needs psql; pgbench for "writers"; GRAFANA_HOME for a real Grafana's share. What cannot be
-measured here is said. Costs about ten minutes of the whole machine.
+measured here is said. Costs about an hour of the whole machine, most of it for \`history\`.
 `;
 
 const pause = (ms: number) => new Promise<void>((done) => setTimeout(done, ms));
@@ -51,11 +52,20 @@ function report(figure: string, samples: number[], unit: string, goal: string): 
 const missing = (figure: string, why: string) =>
   console.log(`| ${figure} | not measured: ${why} | |`);
 
-/** A database as users have it: fsync on, roles and streams made. */
-async function database(): Promise<TestServer> {
+/** A database as users have it: fsync on, roles and streams made; of another PostgreSQL by `bin`. */
+async function database(bin?: string, timescale = false): Promise<TestServer> {
   const server = await testServer({
-    settings: ["fsync=on", "shared_buffers=1GB", "max_wal_size=4GB"],
+    bin,
+    settings: [
+      "fsync=on",
+      "shared_buffers=1GB",
+      "max_wal_size=4GB",
+      ...timescale
+        ? ["shared_preload_libraries=timescaledb", "timescaledb.telemetry_level=off"]
+        : [],
+    ],
   });
+  if (timescale) await server.sql`create extension timescaledb`;
   const migrated = await script("migrate.ts", ["--set-passwords"], {
     DATABASE_URL: server.url,
     DB_PASSWORD: "server",
@@ -481,21 +491,54 @@ async function timed(sql: postgres.Sql, text: string): Promise<number> {
 }
 
 /** A hundred series in machine_metrics: what rollups and storage cost, and how fast history is. */
-async function history(rounds: number, days: number): Promise<void> {
+async function history(rounds: number, { days, every }: Options): Promise<void> {
   const psql = await find("psql");
   if (!psql) return missing("machine_metrics", "no psql on PATH");
-  await using server = await database();
+  // With TimescaleDB beside, both are of the same PostgreSQL.
+  const bin = Deno.env.get("PGPULSE_TIMESCALE_BIN");
+  const plain = await year(rounds, days, every, psql, bin);
+  if (!bin) return missing("TimescaleDB beside it", "PGPULSE_TIMESCALE_BIN is not set");
+  const theirs = await year(rounds, days, every, psql, bin, true);
+  for (const [figure, samples] of plain) {
+    const median = quantile(theirs.get(figure)!, 0.5);
+    report(
+      `${figure}: plain / TimescaleDB`,
+      samples.map((ms) => ms / median),
+      "x",
+      "at most 1.2x",
+    );
+  }
+}
+
+/** A month of rows and a year behind it; the times of the reads, by figure. */
+async function year(
+  rounds: number,
+  days: number,
+  every: string,
+  psql: string,
+  bin: string | undefined,
+  timescale = false,
+): Promise<Map<string, number[]>> {
+  await using server = await database(bin, timescale);
   const { sql } = server;
+  // As Grafana reads.
+  const reader = postgres(server.urlFor("grafana_readonly", "grafana"), { max: 1 });
+  const name = (figure: string) => timescale ? `TimescaleDB: ${figure}` : figure;
+  const reads = new Map<string, number[]>();
+  const read = (figure: string, samples: number[], goal: string) => {
+    reads.set(figure, samples);
+    report(name(figure), samples, "ms", timescale ? "" : goal);
+  };
   const run = async (command: string) => {
     const out = await new Deno.Command(psql, { args: [server.url, "-qc", command] }).output();
     if (!out.success) throw new Error(new TextDecoder().decode(out.stderr));
   };
   const columns = `machine_id, metric_type, value, "timestamp"`;
   // Rows of 100 series, each 10 s, in the order in which they come; values with two decimals.
-  const rows = (from: string, to: string) =>
+  const rows = (from: string, to: string, spacing = every) =>
     `select 'M' || lpad(m::text, 2, '0') as machine_id, k as metric_type, round((50 + 20 * sin(extract(epoch from t) / 7000 + m)
       + 3 * random())::numeric, 2)::float8 as value, t as "timestamp"
-    from generate_series(timestamptz '${from}', timestamptz '${to}' - interval '10 s', '10 s') t,
+    from generate_series(timestamptz '${from}', timestamptz '${to}' - interval '${spacing}', '${spacing}') t,
       generate_series(1, 20) m, unnest('{temperature,pressure,speed,power,vibration}'::text[]) k`;
   const upkeep = async () => {
     for (let more = true; more;) {
@@ -505,25 +548,47 @@ async function history(rounds: number, days: number): Promise<void> {
       more = work.some((row) => row.more);
     }
   };
+  // What TimescaleDB's jobs do within the hour: minutes, hours of these, days of those.
+  const settle = async () => {
+    for (let i = 0; timescale && i < 3; i++) {
+      const jobs = await sql`select job_id from timescaledb_information.jobs
+        where proc_name = 'policy_refresh_continuous_aggregate' order by 1`;
+      for (const { job_id } of jobs) {
+        await until(
+          "the job is free",
+          () => sql.unsafe(`call run_job(${job_id})`).then(() => true, () => false),
+          600_000,
+        );
+      }
+    }
+  };
   const day = (ago: number) => new Date(Date.now() - ago * 86_400_000).toISOString().slice(0, 10);
   const [{ target }] = await sql`select pgpulse.rows_of('machine_metrics')::text as target`;
 
-  // The same COPY into a table with the same indexes and nothing else, and upkeep after it.
-  await sql.unsafe(`create table plain (machine_id text not null, metric_type text not null,
-      value float8, "timestamp" timestamptz not null, zone_number int, target_value float8);
-    create index on plain (machine_id);
-    create index on plain ("timestamp");
-    create index on plain (metric_type);
-    create index on plain (machine_id, metric_type, "timestamp" desc)`);
+  // Nothing is packed before that is asked for, and there is a partition for each day, as made ahead.
+  const month = 30;
+  await sql`update pgpulse.storage set pack_after = '100 years'`;
+  if (!timescale) {
+    await sql`select pgpulse.make_partition(s, ${day(0)}::timestamptz - i * interval '1 day')
+    from pgpulse.storage s, generate_series(1, ${month}) i`;
+  }
+
+  // Day after day by COPY, also into a table with the same indexes and nothing else.
+  await sql.unsafe(
+    `create table plain (like ${target} including indexes); alter table plain drop column if exists tx`,
+  ).simple();
   const dir = await Deno.makeTempDir();
   const file = join(dir, "rows.txt");
-  await run(`\\copy (${rows(day(1), day(0)).replaceAll("\n", " ")} limit 1000000) to '${file}'`);
   const off: number[] = [];
   const on: number[] = [];
   const ratios: number[] = [];
   const kept: number[] = [];
+  let ago = month;
+  let points = 0;
   await upkeep();
-  for (let i = 0; i < rounds; i++) {
+  for (; ago > month - rounds; ago--) {
+    await run(`\\copy (${rows(day(ago), day(ago - 1)).replaceAll("\n", " ")}) to '${file}'`);
+    points = (await Deno.readTextFile(file)).split("\n").length - 1;
     const copy = async (table: string) => {
       await sql`checkpoint`;
       const started = performance.now();
@@ -535,26 +600,23 @@ async function history(rounds: number, days: number): Promise<void> {
     const beside = await copy(target);
     const started = performance.now();
     await upkeep();
-    const work = performance.now() - started;
-    off.push(1e9 / without);
-    on.push(1e9 / beside);
+    kept.push((performance.now() - started) / beside);
+    off.push(points * 1000 / without);
+    on.push(points * 1000 / beside);
     ratios.push(without / beside);
-    kept.push(work / beside);
-    await sql.unsafe(`truncate ${target}`);
-    await upkeep();
   }
-  report("COPY of 1 M points, rollups and storage off", off, "points/s", "");
-  report("the same, on", on, "points/s", "");
-  report("on / off", ratios, "x", "at least 0.80x");
-  report("upkeep / the COPY's own time", kept, "x", "at most 0.35x");
+  await Deno.remove(dir, { recursive: true });
+  const day1 = `COPY of a day, ${points} points`;
+  report(name(`${day1}, rollups and storage off`), off, "points/s", "");
+  report(name("the same, on"), on, "points/s", "");
+  report(name("on / off"), ratios, "x", "at least 0.80x");
+  report(name("upkeep / the COPY's own time"), kept, "x", "at most 0.35x");
 
-  const month = 30;
-  for (let ago = month; ago > 0; ago--) {
-    await sql.unsafe(
-      `insert into ${target} (${columns}) ${rows(day(ago), day(ago - 1))}`,
-    );
+  for (; ago > 0; ago--) {
+    await sql.unsafe(`insert into ${target} (${columns}) ${rows(day(ago), day(ago - 1))}`);
     await upkeep();
   }
+  await settle();
   await sql.unsafe("vacuum analyze");
   const range = (days: number) => `'${day(days)}' and '${day(0)}'`;
   const one = "machine_id = 'M07' and metric_type = 'speed'";
@@ -564,8 +626,8 @@ async function history(rounds: number, days: number): Promise<void> {
     } ${where}`;
   const several = async (text: string) => {
     const samples: number[] = [];
-    await sql.unsafe(text);
-    for (let i = 0; i < rounds; i++) samples.push(await timed(sql, text));
+    await reader.unsafe(text);
+    for (let i = 0; i < rounds; i++) samples.push(await timed(reader, text));
     return samples;
   };
   const rolled = (days: number, where: string) =>
@@ -574,47 +636,122 @@ async function history(rounds: number, days: number): Promise<void> {
       where step = pgpulse.step('${day(days)}', '${day(0)}') and time between ${
       range(days)
     } ${where}`);
-  report("a month, one series", await rolled(month, `and ${one}`), "ms", "10 ms");
-  report("a month, 100 series", await rolled(month, ""), "ms", "100 ms");
-  const loose = { one: await several(raw(`and ${one}`)), all: await several(raw("")) };
+  read("a month, one series", await rolled(month, `and ${one}`), "10 ms");
+  read("a month, 100 series", await rolled(month, ""), "100 ms");
   const size = async () => {
     const [{ bytes }] = await sql`
       select sum(pg_total_relation_size(c.oid))::float8 as bytes
       from pg_class c
-      where c.relnamespace::regnamespace::text in ('rows', 'packed') and c.relkind in ('r')`;
+      where c.relkind = 'r'
+        and (c.relnamespace::regnamespace::text in ('rows', 'packed')
+          or c.oid::regclass::text ~ '_timescaledb_internal._hyper_1_|_timescaledb_internal.compress_hyper')`;
     return bytes as number;
   };
+  const ratio = (a: number[], b: number[]) => a.map((x, i) => x / b[i]);
+  const loose = { one: await several(raw(`and ${one}`)), all: await several(raw("")) };
   const wide = await size();
-  await sql`update pgpulse.storage set pack_after = '0'`;
-  await upkeep();
+  const began = performance.now();
+  if (timescale) await sql`select compress_chunk(c) from show_chunks('machine_metrics') c`;
+  else {
+    await sql`update pgpulse.storage set pack_after = '0'`;
+    await upkeep();
+  }
+  report(name("packing"), [points * month / (performance.now() - began) * 1000], "points/s", "");
+  // What is empty goes when those who could want to read it have ended.
+  for (let i = 0; i < 3; i++) await upkeep();
   await sql.unsafe("vacuum analyze");
   const narrow = await size();
-  report("a month of rows", [wide / 1e6], "MB", "");
-  report("the same, packed", [narrow / 1e6], "MB", "");
-  report("packed history smaller by", [100 - 100 * narrow / wide], "%", "95 %");
-  const ratio = (a: number[], b: number[]) => a.map((x, i) => x / b[i]);
+  report(name("a month of rows"), [wide / 1e6], "MB", "");
+  report(name("the same, packed"), [narrow / 1e6], "MB", "");
+  report(name("packed history smaller by"), [100 - 100 * narrow / wide], "%", "95 %");
   const packed = { one: await several(raw(`and ${one}`)), all: await several(raw("")) };
-  report("every row of one series, a month, unpacked", loose.one, "ms", "");
-  report("packed / unpacked", ratio(packed.one, loose.one), "x", "at most 2x");
-  report("every row of 100 series, a month, unpacked", loose.all, "ms", "");
-  report("packed / unpacked", ratio(packed.all, loose.all), "x", "at most 1.5x");
+  read("every row of one series, a month, unpacked", loose.one, "");
+  read("every row of one series, a month, packed", packed.one, "");
+  report(name("packed / unpacked"), ratio(packed.one, loose.one), "x", "at most 2x");
+  read("every row of 100 series, a month, unpacked", loose.all, "");
+  read("every row of 100 series, a month, packed", packed.all, "");
+  report(name("packed / unpacked"), ratio(packed.all, loose.all), "x", "at most 1.5x");
 
-  // The rest of the year straight into packed form and rollups, as the generator writes it.
+  // The rest of the year, a row every 5 minutes, straight into packed form and rollups, as the generator does.
   const started = performance.now();
-  let points = 0;
-  for (let ago = month; ago < days; ago += 5) {
+  points = 0;
+  for (let ago = month; ago < days; ago += 20) {
     const { count } = await sql.unsafe(`create unlogged table stage as
       select *, null::int as zone_number, null::float8 as target_value
-      from (${rows(day(Math.min(days, ago + 5)), day(ago))}) as made`);
+      from (${rows(day(Math.min(days, ago + 20)), day(ago), "5 min")}) as made`);
     points += count;
     await sql.unsafe(`select pgpulse.pack_from('machine_metrics', 'stage'); drop table stage`);
   }
-  if (!points) return;
-  report("made and packed", [points / (performance.now() - started) * 1000], "points/s", "");
-  await upkeep();
-  await sql.unsafe("vacuum analyze");
-  report(`${days} days, one series`, await rolled(days, `and ${one}`), "ms", "20 ms");
-  report(`${days} days, 100 series`, await rolled(days, ""), "ms", "50 ms");
+  if (points) {
+    report(
+      name("made and packed"),
+      [points / (performance.now() - started) * 1000],
+      "points/s",
+      "",
+    );
+    await upkeep();
+    await settle();
+    await sql.unsafe("vacuum analyze");
+    read(`${days} days, one series`, await rolled(days, `and ${one}`), "20 ms");
+    read(`${days} days, 100 series`, await rolled(days, ""), "50 ms");
+  }
+  await reader.end();
+  return reads;
+}
+
+/** Every query of the factory's dashboards over a year, as Grafana sends them for all machines. */
+async function dashboards(rounds: number): Promise<void> {
+  await using server = await database();
+  const { code, stderr } = await script("generate.ts", [
+    "factory",
+    "--backfill=1y",
+    "--interval=10m",
+  ], { DATABASE_URL: server.urlFor("server", "server") });
+  if (code) throw new Error(stderr);
+  for (let more = true; more;) {
+    more = (await server.sql`select * from pgpulse.upkeep()`).some((row) => row.more);
+  }
+  await server.sql.unsafe("vacuum analyze");
+  const sql = postgres(server.urlFor("grafana_readonly", "grafana"), { max: 1 });
+  // A panel with a range of its own has the last five minutes.
+  const [{ past, near, to, all, one }] = await sql`
+    select (now() - interval '1 year')::text as past, (now() - interval '5 minutes')::text as near,
+      now()::text as to,
+      string_agg(quote_literal(id), ',' order by id) as all, min(id) as one
+    from machines`;
+  const folder = join(ROOT, "grafana/dashboards/Factory");
+  for (const { name } of Deno.readDirSync(folder)) {
+    const dashboard = JSON.parse(await Deno.readTextFile(join(folder, name)));
+    const queries: string[] = [];
+    let from = past;
+    JSON.stringify(dashboard, (key, value) => {
+      if (value?.gridPos) from = value.timeFrom ? near : past;
+      if (key === "rawSql" && value) {
+        queries.push(
+          value
+            .replace(/\$__timeFilter\(([^()]+)\)/g, `$1 between '${from}' and '${to}'`)
+            .replace(
+              /\$__timeGroupAlias\(([^(),]+),[^()]*\)/g,
+              "date_bin('6 h', $1, 'epoch') as \"time\"",
+            )
+            .replaceAll("$__timeFrom()", `'${from}'`)
+            .replaceAll("$__timeTo()", `'${to}'`)
+            .replaceAll("'$machine_id'", `'${one}'`)
+            .replaceAll("$machine_id", all)
+            .replace(/'?\$metric_type'?|\$\{metric_type:sqlstring\}/g, "'temperature'"),
+        );
+      }
+      return value;
+    });
+    const totals: number[] = [];
+    for (let i = 0; i <= rounds; i++) {
+      let total = 0;
+      for (const query of queries) total += await timed(sql, query);
+      if (i) totals.push(total);
+    }
+    report(`${dashboard.title} over a year, its ${queries.length} queries`, totals, "ms", "300 ms");
+  }
+  await sql.end();
 }
 
 async function find(command: string): Promise<string | undefined> {
@@ -737,10 +874,10 @@ function spentBy(postmaster: number): number {
 }
 
 /** What collect.ts costs on a host, what a fleet of them costs, and how quickly all is there. */
-async function hosts(rounds: number, _days: number, samples: number, size: number): Promise<void> {
+async function hosts(rounds: number, options: Options): Promise<void> {
   await collector(rounds);
-  await drain(rounds, samples);
-  await fleet(rounds, size);
+  await drain(rounds, options.samples);
+  await fleet(rounds, options.hosts);
 }
 
 /** CPU and memory of one collector, beside node_exporter. */
@@ -1018,7 +1155,14 @@ async function panels(
   );
 }
 
-type Figure = (rounds: number, days: number, samples: number, hosts: number) => Promise<void>;
+interface Options {
+  days: number;
+  every: string;
+  samples: number;
+  hosts: number;
+}
+
+type Figure = (rounds: number, options: Options) => Promise<void>;
 const FIGURES: Record<string, Figure> = {
   start,
   latency,
@@ -1026,6 +1170,7 @@ const FIGURES: Record<string, Figure> = {
   relay: relayCost,
   backfill,
   history,
+  dashboards,
   hosts,
 };
 
@@ -1036,6 +1181,7 @@ async function main(args: string[]): Promise<void> {
     options: {
       rounds: { type: "string", default: "5" },
       days: { type: "string", default: "365" },
+      every: { type: "string", default: "10 s" },
       samples: { type: "string", default: "1000000" },
       hosts: { type: "string", default: "1000" },
       writer: { type: "string" },
@@ -1052,8 +1198,8 @@ async function main(args: string[]): Promise<void> {
   }
   console.log(`| figure | measured: median (least to most) | goal |\n|---|---|---|`);
   for (const name of names) {
-    const [rounds, days] = [Number(values.rounds), Number(values.days)];
-    await FIGURES[name](rounds, days, Number(values.samples), Number(values.hosts));
+    const [days, samples, hosts] = [values.days, values.samples, values.hosts].map(Number);
+    await FIGURES[name](Number(values.rounds), { days, every: values.every, samples, hosts });
   }
 }
 

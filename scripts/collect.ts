@@ -2620,10 +2620,10 @@ async function main(args: string[]): Promise<number> {
   const target = offline ? undefined : open();
   void target?.end();
   const servers = values.postgres.map((given, i) => {
-    if (!given) return postgresqlSampler(urlFile ? URL_VARIABLE : "DATABASE_URL");
+    if (!given) return postgresqlSampler(urlFile ? URL_VARIABLE : "DATABASE_URL", troubles);
     const variable = `COLLECT_POSTGRES_${i + 1}`;
     Deno.env.set(variable, given.includes("://") ? given : addressIn(given));
-    return postgresqlSampler(variable);
+    return postgresqlSampler(variable, troubles);
   });
 
   const spool = new Spool(values.spool ?? spoolFolder(), troubles, limits);

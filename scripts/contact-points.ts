@@ -96,12 +96,15 @@ export function route(policy: Route, names: string[]): Route | undefined {
   };
 }
 
-/** Brings one Grafana to what the environment says; returns what it did and what it could not. */
+/**
+ * Brings one Grafana to what the environment says; returns what it did and what it could not, and
+ * where alerts go by the policy that it found.
+ */
 export async function apply(
   url: string,
   authorization: string,
   wanted: Map<string, string>,
-): Promise<{ done: string[]; failed: string[] }> {
+): Promise<{ done: string[]; failed: string[]; found: string }> {
   const done: string[] = [], failed: string[] = [];
   const call = async (method: string, path: string, body?: unknown): Promise<Json> => {
     const answer = await fetch(`${url}/api/v1/provisioning${path}`, {
@@ -171,12 +174,14 @@ export async function apply(
       failed.push(`Cannot take away ${type}: ${(error as Error).message}`);
     }
   }
-  return { done, failed };
+  return { done, failed, found: policy.receiver ?? "" };
 }
 
 const HELP = `Tells Grafana where alerts go: contact points and notification policy
 
 Usage: deno task contact-points
+
+Beside deno task dev it needs nothing but the ALERT_ variables.
 
 Sets up, in Grafana, what the environment asks for, and takes away what it no longer asks for. What
 Grafana refuses is said, and all else goes on: a contact point with a fault in it, in a file of
@@ -202,6 +207,8 @@ Environment
                         name), one for each GRAFANA_URL; else
   GF_SECURITY_ADMIN_USER, GF_SECURITY_ADMIN_PASSWORD
                         the administrator (admin); also GRAFANA_ADMIN_USER, GRAFANA_ADMIN_PASSWORD
+  GRAFANA_DEV_URL       address and sign-in of the Grafana of deno task dev, which keeps it in
+                        .pgpulse/dev.env; taken where GRAFANA_URL is not set
 
 Cost: one start of Deno and a handful of requests. Wrong passwords are tried once.
 
@@ -222,18 +229,34 @@ async function main(args: string[]): Promise<number> {
     });
     if (values.help) return console.log(HELP), 0;
   } catch (error) {
-    return say(`Cannot understand the flags: ${(error as Error).message}; see --help`);
+    const [first] = (error as Error).message.replaceAll("'", '"').split(/\. |\.?\n|\.$/);
+    return say(`Cannot read the command line: ${first}; see deno task contact-points --help`);
   }
   const wanted = new Map(WAYS.flatMap(({ variable }) => {
     const value = env(variable);
     return value ? [[variable, value] as const] : [];
   }));
-  const urls = (env("GRAFANA_URL") ?? "http://localhost:3000").split(",")
-    .map((url) => url.trim().replace(/\/$/, ""));
+  // The Grafana of deno task dev, with its sign-in; its password is for no other one.
+  const dev = env("GRAFANA_URL") ? null : URL.parse(env("GRAFANA_DEV_URL") ?? "");
+  const urls = (env("GRAFANA_URL") ?? dev?.origin ?? "http://localhost:3000").split(",")
+    .map((url) => url.trim());
   const tokens = (env("GRAFANA_TOKEN") ?? env("GRAFANA_API_KEY"))?.split(",") ?? [];
-  const user = env("GF_SECURITY_ADMIN_USER") ?? env("GRAFANA_ADMIN_USER") ?? "admin";
-  const password = env("GF_SECURITY_ADMIN_PASSWORD") ?? env("GRAFANA_ADMIN_PASSWORD");
-  for (const [i, url] of urls.entries()) {
+  const [devUser, devPassword] = [dev?.username, dev?.password]
+    .map((text) => text && decodeURIComponent(text));
+  const user = env("GF_SECURITY_ADMIN_USER") ?? env("GRAFANA_ADMIN_USER") ?? devUser ?? "admin";
+  const password = env("GF_SECURITY_ADMIN_PASSWORD") ?? env("GRAFANA_ADMIN_PASSWORD") ??
+    devPassword;
+  for (const [i, text] of urls.entries()) {
+    const parsed = URL.parse(text);
+    const { protocol, pathname, search, hash } = parsed ?? {};
+    // An @ behind the host: a password with a / in it, of which a part would be taken for the host.
+    if (!parsed || !/^https?:$/.test(protocol!) || `${pathname}${search}${hash}`.includes("@")) {
+      const hidden = text.replace(/^(https?:\/\/)?.*@/s, "$1***@");
+      say(`Cannot read GRAFANA_URL: "${hidden}" is not an address like http://localhost:3000`);
+      continue;
+    }
+    // Without a user and a password: they may be printed nowhere, and nothing takes them.
+    const url = parsed.origin + parsed.pathname.replace(/\/+$/, "");
     const token = tokens[i]?.trim();
     if (!token && !password) {
       say(`Cannot sign in to "${url}": set GRAFANA_TOKEN or GF_SECURITY_ADMIN_PASSWORD`);
@@ -241,12 +264,18 @@ async function main(args: string[]): Promise<number> {
     }
     const basic = new TextEncoder().encode(`${user}:${password}`).toBase64();
     try {
-      const { done, failed } = await apply(
+      const { done, failed, found } = await apply(
         url,
         token ? `Bearer ${token}` : `Basic ${basic}`,
         wanted,
       );
       if (done.length) console.log(`Alerts of "${url}": ${done.join(", ")}`);
+      else if (!failed.length) {
+        const names = WAYS.map(({ variable }) => variable).join(", ");
+        console.log(
+          `Alerts of "${url}": nothing to do, they go to its contact point "${found}"; set one of ${names}`,
+        );
+      }
       failed.forEach(say);
     } catch (error) {
       const { message, cause } = error as Error;

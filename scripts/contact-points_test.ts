@@ -64,7 +64,7 @@ Deno.test("what is set is there, what is not is taken away, what is refused is s
   const { kept, url } = grafana;
   const run = (values: Record<string, string>) =>
     apply(url, "Basic YWRtaW46c2VjcmV0", new Map(Object.entries(values)));
-  deepStrictEqual(await run({}), { done: [], failed: [] });
+  deepStrictEqual(await run({}), { done: [], failed: [], found: "empty" });
   strictEqual(kept.policy, UNTOUCHED);
   await run({ ALERT_EMAIL: "a@x.org, b@x.org", ALERT_PAGERDUTY_KEY: "k" });
   deepStrictEqual([...kept.points.values()].map(({ name, type }) => [name, type]), [
@@ -97,10 +97,26 @@ Deno.test("the command says what it cannot do, and tries a password once", async
   const address = { GRAFANA_URL: grafana.url, ALERT_EMAIL: "a@x.org" };
   const good = await run({ ...address, GF_SECURITY_ADMIN_PASSWORD: "secret" });
   deepStrictEqual([good.code, good.stdout], [0, `Alerts of "${grafana.url}": email\n`]);
+  grafana.kept.points.clear();
+  const none = await run({ GRAFANA_URL: grafana.url, GF_SECURITY_ADMIN_PASSWORD: "secret" });
+  match(
+    none.stdout,
+    /: nothing to do, they go to its contact point "\w+"; set one of ALERT_EMAIL, /,
+  );
   for (
     const [env, text] of [
       [{ ...address, GF_SECURITY_ADMIN_PASSWORD: "wrong" }, /refuses the sign-in/],
       [address, /set GRAFANA_TOKEN or GF_SECURITY_ADMIN_PASSWORD/],
+      // What is for the Grafana of dev is shown to no other one.
+      [
+        { ...address, GRAFANA_DEV_URL: grafana.url.replace("//", "//admin:secret@") },
+        /set GRAFANA_TOKEN or GF_SECURITY_ADMIN_PASSWORD/,
+      ],
+      [{ GRAFANA_URL: "http://me:x/secret@host" }, /Cannot read GRAFANA_URL: "http:..\*\*\*@host"/],
+      [
+        { GRAFANA_URL: "http://me:secret@127.0.0.1:9", GRAFANA_TOKEN: "t" },
+        /Cannot set up .* "http:..127.0.0.1:9"/,
+      ],
       [
         { GRAFANA_URL: "http://127.0.0.1:9", GRAFANA_TOKEN: "t" },
         /Cannot set up the contact points/,
@@ -110,8 +126,18 @@ Deno.test("the command says what it cannot do, and tries a password once", async
     const { code, stderr } = await run(env);
     strictEqual(code, 1);
     match(stderr, text);
-    ok(!stderr.includes("    at "));
+    ok(!/ {4}at |secret/.test(stderr), stderr);
   }
+  const own = await run({
+    ALERT_EMAIL: "a@x.org",
+    GRAFANA_DEV_URL: grafana.url.replace("//", "//admin:secret@"),
+  });
+  deepStrictEqual([own.code, own.stdout], [0, `Alerts of "${grafana.url}": email\n`]);
+  const unknown = await script("contact-points.ts", ["--nonsense"]);
+  match(
+    unknown.stderr,
+    /^Cannot read the command line: Unknown option "--nonsense"; see deno task/,
+  );
   match(
     (await script("contact-points.ts", ["--help"])).stdout,
     /^Usage: deno task contact-points/m,

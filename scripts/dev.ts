@@ -43,6 +43,10 @@ export interface Part {
   once?: boolean;
   /** Returns nothing when healthy, the trouble when it answers unwell; throws when it is silent. */
   probe?(signal: AbortSignal): Promise<string | void>;
+  /** Asked after a probe that found it healthy: what it says itself that it cannot do. */
+  complaint?(): string | undefined;
+  /** What of a line that it says goes into the log, all of it if there is no such function. */
+  hear?(line: string, stopping: boolean): string | undefined;
   /** Done each time it has become healthy, before the parts that wait for it start. */
   ready?(): void | Promise<void>;
   /** How it is asked to stop; SIGTERM unless said otherwise. */
@@ -59,7 +63,16 @@ export interface Part {
   links?(): string[];
 }
 
-export type Health = "waiting" | "starting" | "healthy" | "unwell" | "failing" | "done" | "stopped";
+export type Health =
+  | "waiting"
+  | "starting"
+  | "healthy"
+  /** It works, and says itself what of its work it cannot do. */
+  | "degraded"
+  | "unwell"
+  | "failing"
+  | "done"
+  | "stopped";
 
 /** What `status` shows of a part; kept in state.json. */
 export interface State {
@@ -125,7 +138,7 @@ export function supervise(
   let changed = Promise.withResolvers<void>();
 
   const stateOf = (name: string) => states.find((s) => s.name === name)!;
-  const well = (name: string) => ["healthy", "done"].includes(stateOf(name).health);
+  const well = (name: string) => ["healthy", "degraded", "done"].includes(stateOf(name).health);
   const free = ({ after = [] }: Part): boolean =>
     after.every((name) => well(name) && free(parts.find((part) => part.name === name)!));
 
@@ -261,12 +274,15 @@ export function supervise(
         trouble = reason(error);
         answered = false;
       }
-      if (gone.aborted) break;
+      if (gone.aborted || signal.aborted) break;
       if (!trouble) {
         if (!healthy) {
           if (told) log(part.name, "is healthy now");
           else onHealthy();
-          set(part, { health: "healthy", reason: undefined });
+        }
+        const complaint = part.complaint?.();
+        if (!healthy || stateOf(part.name).reason !== complaint) {
+          set(part, { health: complaint ? "degraded" : "healthy", reason: complaint });
         }
         healthy = ever = true;
         told = "";
@@ -299,7 +315,8 @@ export function supervise(
     for await (const line of createInterface(Readable.fromWeb(stream as never))) {
       if (!line.trim()) continue;
       if (last.push(line) > 8) last.shift();
-      log(part.name, line);
+      const heard = part.hear ? part.hear(line, signal.aborted) : line;
+      if (heard) log(part.name, heard);
     }
   }
 
@@ -816,10 +833,11 @@ async function importInto(url: string, token: string, db: Database): Promise<str
     await call("GET", `${path}${uid}`)
       ? await call("PUT", `${path}${uid}`, body)
       : await call("POST", path.replace(/(\/uid)?\/$/, ""), body);
-  for (const { datasources = [] } of await readFolder("datasources", sourceEnv(db))) {
-    for (const source of datasources) {
-      if (source.url) await put("/datasources/uid/", source.uid, source);
-    }
+  const influx = given("INFLUX_URL");
+  const sources = await readFolder("provisioning/datasources", sourceEnv(db));
+  if (influx) sources.push(...await readFolder("influxdb/datasources", sourceEnv(db)));
+  for (const source of sources.flatMap(({ datasources = [] }) => datasources)) {
+    await put("/datasources/uid/", source.uid, source);
   }
   /** The folder of that path, made where it is missing; its uid. */
   const folder = async (path: string): Promise<string> => {
@@ -831,14 +849,16 @@ async function importInto(url: string, token: string, db: Database): Promise<str
     }
     return uid;
   };
-  const dashboards = await dashboardFiles();
-  for (const path of dashboards) {
-    const dashboard = JSON.parse(await Deno.readTextFile(join(ROOT, "grafana/dashboards", path)));
-    const folderUid = await folder(dirname(path));
+  const dashboards = (await dashboardFiles())
+    .map((path) => ({ title: dirname(path), path: join("dashboards", path) }));
+  if (influx) dashboards.push({ title: "InfluxDB", path: "influxdb/influx.json" });
+  for (const { title, path } of dashboards) {
+    const dashboard = JSON.parse(await Deno.readTextFile(join(ROOT, "grafana", path)));
+    const folderUid = await folder(title);
     const body = { dashboard: { ...dashboard, id: null }, folderUid, overwrite: true };
     await call("POST", "/dashboards/db", body);
   }
-  const groups = (await readFolder("alerting")).flatMap((file) => file.groups ?? []);
+  const groups = (await readFolder("provisioning/alerting")).flatMap((file) => file.groups ?? []);
   for (const group of groups) {
     const folderUid = await folder(group.folder ?? "pgpulse");
     const [, n, unit] = /^(\d+)([smh])$/.exec(group.interval) ?? [null, 1, "m"];
@@ -875,13 +895,13 @@ async function dashboardFiles(folder = ""): Promise<string[]> {
   return files.sort();
 }
 
-/** The files of a folder of grafana/provisioning; Grafana expands $NAME in them, and $$ is a $. */
+/** The files of a folder of grafana; Grafana expands $NAME in them, and $$ is a $. */
 async function readFolder(
   name: string,
   variables: Record<string, string> = {},
   // deno-lint-ignore no-explicit-any -- Grafana's own formats
 ): Promise<any[]> {
-  const folder = join(ROOT, "grafana/provisioning", name);
+  const folder = join(ROOT, "grafana", name);
   const files = await Array.fromAsync(Deno.readDir(folder), (file) => file.name);
   const expand = (value: unknown): unknown =>
     typeof value === "string"
@@ -895,8 +915,31 @@ async function readFolder(
     .map((file) => expand(YAML.parse(Deno.readTextFileSync(join(folder, file)))));
 }
 
-/** What grafana/provisioning/datasources asks of the environment. */
+/** A folder for Grafana: grafana/provisioning, and with INFLUX_URL what shows an InfluxDB. */
+async function provision(folder: string): Promise<void> {
+  await Deno.remove(folder, { recursive: true }).catch(() => {});
+  const from = ["provisioning", ...given("INFLUX_URL") ? ["influxdb"] : []];
+  for (const source of from.map((name) => join(ROOT, "grafana", name))) {
+    for await (const { name: kind, isDirectory } of Deno.readDir(source)) {
+      if (!isDirectory) continue;
+      await Deno.mkdir(join(folder, kind), { recursive: true });
+      for await (const { name } of Deno.readDir(join(source, kind))) {
+        await Deno.copyFile(join(source, kind, name), join(folder, kind, name));
+      }
+    }
+  }
+}
+
+/** What the data sources ask of the environment. */
 function sourceEnv(db: Database) {
+  const influx = URL.parse(given("INFLUX_URL") ?? "");
+  const inside = (part = "") => {
+    try {
+      return decodeURIComponent(part) || undefined;
+    } catch {
+      return undefined; // the relay says what is wrong with it
+    }
+  };
   return {
     // A pooler or a replica, where it is not the database itself.
     PGPULSE_DB_URL: given("PGPULSE_DB_URL") ?? db.host,
@@ -904,10 +947,11 @@ function sourceEnv(db: Database) {
     PGPULSE_DB_SSLMODE: given("PGPULSE_DB_SSLMODE") ?? db.sslmode,
     GRAFANA_DB_USER: db.reader,
     GRAFANA_DB_PASSWORD: db.passwords.GRAFANA_DB_PASSWORD,
-    INFLUX_URL: given("INFLUX_URL") ?? "",
+    INFLUX_URL: influx ? influx.origin + influx.pathname : "",
     INFLUX_BUCKET: given("INFLUX_BUCKET") ?? "pgpulse",
-    INFLUX_USER: given("INFLUX_USER") ?? "",
-    INFLUX_PASSWORD: given("INFLUX_PASSWORD") ?? "",
+    INFLUX_USER: inside(influx?.username) ?? given("INFLUX_USER") ?? "pgpulse",
+    // Versions 2 and 3 take a token as password, with any name.
+    INFLUX_PASSWORD: inside(influx?.password) ?? given("INFLUX_PASSWORD", "INFLUX_TOKEN") ?? "",
   };
 }
 
@@ -945,6 +989,8 @@ interface Database {
   scripts: string;
   /** What the collector gets; role `collector`, or as the scripts. */
   collector: string;
+  /** Our own database, for other programs, by variables. */
+  address: Record<string, string>;
 }
 
 /** First of these environment variables that is set to something. */
@@ -997,6 +1043,14 @@ async function plan(setting: Setting): Promise<Part[]> {
     });
   };
   const { part: grafana, push } = planGrafana(setting, db, contactPoints);
+  // It tells its own troubles, in its log and to whoever asks.
+  let troubles: string[] = [];
+  const look = (text: string) =>
+    troubles = text.startsWith("{") ? JSON.parse(text).troubles ?? [] : [];
+  // By this file the other tasks of deno.json find the database and the Grafana that dev runs.
+  const lines = Object.entries({ ...db.address, ...signedIn(push) })
+    .map(([name, value]) => `${name}='${value}'\n`);
+  writeKept("dev.env", lines.join(""));
   return [
     db.external ? foreignDatabase(db) : ownDatabase(db, setting),
     {
@@ -1016,7 +1070,8 @@ async function plan(setting: Setting): Promise<Part[]> {
       name: "relay",
       after: ["migrate"],
       start: () => task("relay", ["--port", `${port}`], push),
-      probe: answers(`http://127.0.0.1:${port}/healthz`),
+      probe: answers(`http://127.0.0.1:${port}/healthz`, look),
+      complaint: () => troubles.join("; ") || undefined,
       port,
       address: `http://localhost:${port}`,
       links: () => [`Live page    http://localhost:${port}/`],
@@ -1062,13 +1117,22 @@ async function plan(setting: Setting): Promise<Part[]> {
 /** A plant to look at, once all else stands: its last hours and its present, then its past. */
 function factoryParts(after: string[], task: (name: string, args: string[]) => Command): Part[] {
   const factory = (...args: string[]) => () => task("generate", ["factory", ...args]);
+  // How far they are is nothing to bury the sign-in under.
+  const hear = (line: string) => /^\d+ %, /.test(line) ? undefined : line;
   return [
-    { name: "factory", after, background: true, start: factory("--backfill", "6h", "--follow") },
+    {
+      name: "factory",
+      after,
+      background: true,
+      hear,
+      start: factory("--backfill", "6h", "--follow"),
+    },
     {
       name: "factory-past",
       after: ["factory"],
       background: true,
       once: true,
+      hear,
       start: factory("--backfill", "90d", "--interval", "1h"),
     },
   ];
@@ -1094,8 +1158,7 @@ async function findDatabase(setting: Setting): Promise<Database> {
     GRAFANA_DB_PASSWORD: given("GRAFANA_DB_PASSWORD") ?? secret(`grafana_readonly${where}`),
     COLLECTOR_DB_PASSWORD: given("COLLECTOR_DB_PASSWORD") ?? secret(`collector${where}`),
   };
-  // By this file the other tasks of deno.json find the database that dev runs.
-  const address = external ? {} : {
+  const address: Record<string, string> = external ? {} : {
     DB_HOST: url.hostname,
     DB_PORT: url.port,
     DB_NAME: url.pathname.slice(1),
@@ -1103,8 +1166,6 @@ async function findDatabase(setting: Setting): Promise<Database> {
     POSTGRES_PASSWORD: decodeURIComponent(url.password),
     ...passwords,
   };
-  const lines = Object.entries(address).map(([name, value]) => `${name}='${value}'\n`);
-  writeKept("dev.env", lines.join(""));
   const as = (role: string, password: string) => {
     const login = new URL(url);
     login.username = role;
@@ -1124,6 +1185,7 @@ async function findDatabase(setting: Setting): Promise<Database> {
     passwords,
     scripts: as("server", passwords.DB_PASSWORD),
     collector: as("collector", passwords.COLLECTOR_DB_PASSWORD),
+    address,
   };
 }
 
@@ -1187,6 +1249,7 @@ function ownDatabase(db: Database, { log, secret }: Setting): Part {
     },
     stop: "SIGINT",
     sweep,
+    hear: hearPostgres,
     port: Number(db.url.port),
     address: masked(db.url.href),
     get advice() {
@@ -1231,12 +1294,40 @@ function queries(query = "select null as trouble"): NonNullable<Part["probe"]> {
 }
 
 /** A probe by HTTP: an answer that is no success is a sign of life, but not of health. */
-function answers(url: string): NonNullable<Part["probe"]> {
+function answers(
+  url: string,
+  look: (text: string) => void = () => {},
+): NonNullable<Part["probe"]> {
   return async (signal) => {
     const answer = await fetch(url, { signal });
     const text = await answer.text();
+    look(text);
     if (!answer.ok) return `${url} answers ${answer.status}: ${text.trim().slice(0, 200)}`;
   };
+}
+
+/** Keeps from the log what many say, or one says again and again, while PostgreSQL comes and goes. */
+function hearPostgres(line: string, stopping: boolean): string | undefined {
+  const usual = [
+    /^FATAL: +the database system is (starting up|shutting down|not yet accepting|in recovery)/,
+    /^DETAIL: +Consistent recovery state has not been yet reached/,
+    // A killed server; that it has ended is told of it.
+    /^FATAL: +postmaster exited during|^FATAL: +terminating connection due to unexpected postmaster/,
+    ...stopping
+      ? [/^FATAL: +terminating connection due to administrator command/, /^LOG: +background worker/]
+      : [],
+  ];
+  return usual.some((pattern) => pattern.test(line)) ? undefined : line;
+}
+
+/** Keeps from the log what Grafana says below GF_LOG_LEVEL, as its plug-ins do, and at each stop. */
+function hearGrafana(line: string, stopping: boolean): string | undefined {
+  const levels = ["trace", "debug", "info", "warn", "error", "critical"];
+  const least = levels.indexOf(given("GF_LOG_LEVEL")?.toLowerCase() ?? "warn");
+  const [, level = ""] = /^\{"@level":"(\w+)"/.exec(line) ?? [];
+  if (levels.includes(level) && levels.indexOf(level) < least) return undefined;
+  if (least > 2 && line.includes("skipped registering status sub-resource")) return undefined;
+  return stopping && /context cancell?ed/.test(line) ? undefined : line;
 }
 
 /** Tries the roles in a foreign database; the scripts fall back to the owner. */
@@ -1287,7 +1378,30 @@ async function refusal(
 
 /** A URL without its password. */
 function masked(url: string): string {
-  return url.replace(/^([^:]+:\/\/[^:/@]*):[^@]*@/, "$1:***@");
+  return url.replace(/^([^:]+:\/\/[^:/@]*):.*@/s, "$1:***@");
+}
+
+/** Address and sign-in of our own Grafana in one, so that no other one ever gets the password. */
+function signedIn(push: Record<string, string>): Record<string, string> {
+  if (!push.GRAFANA_URL) return {};
+  const url = new URL(push.GRAFANA_URL);
+  url.username = encodeURIComponent(push.GF_SECURITY_ADMIN_USER);
+  url.password = encodeURIComponent(push.GF_SECURITY_ADMIN_PASSWORD);
+  return { GRAFANA_DEV_URL: url.href.replaceAll("'", "%27") };
+}
+
+/** One address of GRAFANA_URL, without a user and a password: nothing takes them, all print it. */
+function grafanaUrl(text: string): string {
+  const url = URL.parse(text.trim());
+  const { protocol = "", pathname, search, hash } = url ?? {};
+  // An @ behind the host: a password with a / in it, of which a part would be taken for the host.
+  if (!url || !/^https?:$/.test(protocol) || `${pathname}${search}${hash}`.includes("@")) {
+    const hidden = text.trim().replace(/^(https?:\/\/)?.*@/s, "$1***@");
+    throw new Error(
+      `Cannot read GRAFANA_URL: "${hidden}" is not an address like http://localhost:3000`,
+    );
+  }
+  return url.origin + pathname!.replace(/\/+$/, "");
 }
 
 /** Grafana as a part, if there is to be one, and what the relay needs to push to it. */
@@ -1296,8 +1410,8 @@ function planGrafana(
   db: Database,
   contactPoints: (env: Record<string, string>) => void,
 ): { part: Part[]; push: Record<string, string> } {
-  const urls = given("GRAFANA_URL")?.split(",").map((url) => url.trim().replace(/\/$/, "")) ?? [];
   if (!setting.grafana) return { part: [], push: { GRAFANA_URL: "" } };
+  const urls = given("GRAFANA_URL")?.split(",").map(grafanaUrl) ?? [];
   if (urls.length) {
     return { part: [foreignGrafana(urls, setting, db, contactPoints)], push: {} };
   }
@@ -1321,7 +1435,7 @@ function planGrafana(
 function ownGrafana(
   port: number,
   sign: { GF_SECURITY_ADMIN_USER: string; GF_SECURITY_ADMIN_PASSWORD: string },
-  { log, show }: Setting,
+  { log, show, factory }: Setting,
   db: Database,
 ): Part {
   const url = `http://localhost:${port}`;
@@ -1331,11 +1445,12 @@ function ownGrafana(
   const env = {
     ...sign,
     GF_LOG_LEVEL: given("GF_LOG_LEVEL") ?? "warn",
-    GF_LOG_FILTERS: "migrator:error secret-migrator:error resource-migrator:error",
+    GF_LOG_FILTERS: "migrator:error secret-migrator:error resource-migrator:error " +
+      "resource-client-auth-interceptor:error",
     GF_PATHS_DATA: folder,
     GF_PATHS_LOGS: join(folder, "log"),
     GF_PATHS_PLUGINS: join(folder, "plugins"),
-    GF_PATHS_PROVISIONING: join(files, "provisioning"),
+    GF_PATHS_PROVISIONING: join(folder, "provisioning"),
     GF_SERVER_HTTP_ADDR: "127.0.0.1",
     GF_SERVER_HTTP_PORT: `${port}`,
     GF_SERVER_ROOT_URL: `${url}/`,
@@ -1344,10 +1459,7 @@ function ownGrafana(
     GF_AUTH_ANONYMOUS_ORG_ROLE: "Viewer",
     GF_PLUGINS_PREINSTALL_DISABLED: "true",
     PGPULSE_DASHBOARDS: join(files, "dashboards"),
-    PGPULSE_INFLUX_DASHBOARDS: join(
-      files,
-      given("INFLUX_URL") ? "influxdb" : "provisioning/plugins",
-    ),
+    PGPULSE_INFLUX_DASHBOARDS: join(files, "influxdb"),
     ...sourceEnv(db),
     // The owner's; no business of Grafana's.
     DATABASE_URL: "",
@@ -1357,6 +1469,7 @@ function ownGrafana(
     async start(signal) {
       const { home, bin } = await findGrafana(log, signal);
       await Deno.mkdir(join(folder, "plugins"), { recursive: true, mode: 0o700 });
+      await provision(join(folder, "provisioning"));
       const common = ["--homepath", home, "--config", join(files, "grafana.ini")];
       // Grafana itself takes the password from the environment at its first start only.
       const again = !await exists(join(folder, "grafana.db")) ? undefined : async () => {
@@ -1370,6 +1483,7 @@ function ownGrafana(
       return { command: bin, args: ["server", ...common], env, options: { cwd: home } };
     },
     probe: answers(`http://127.0.0.1:${port}/api/health`),
+    hear: hearGrafana,
     port,
     address: url,
     advice: "Set GF_LOG_LEVEL=info to see more, or leave Grafana out by --no-grafana",
@@ -1377,7 +1491,7 @@ function ownGrafana(
       const own = given("GF_SECURITY_ADMIN_PASSWORD", "GRAFANA_ADMIN_PASSWORD");
       const kept = show ? password : `"grafana admin" in ${join(STATE, "secrets.json")}`;
       return [
-        `Dashboards   ${url}/d/metrics   ${url}/d/streams`,
+        dashboardLinks(url, factory),
         `Sign-in      ${sign.GF_SECURITY_ADMIN_USER}, password: ${own ? "as you set it" : kept}`,
       ];
     },
@@ -1435,8 +1549,14 @@ function foreignGrafana(
     advice: "Look at GRAFANA_URL; the scripts run on meanwhile",
     links: () =>
       urls.filter((url, i) => tokens[i] && filled.has(url))
-        .map((url) => `Dashboards   ${url}/d/metrics   ${url}/d/streams`),
+        .map((url) => dashboardLinks(url)),
   };
+}
+
+/** Where to look first; the sample factory only where there is one. */
+function dashboardLinks(url: string, factory = false): string {
+  const uids = ["metrics", "streams", factory && "plant", given("INFLUX_URL") && "influx"];
+  return `Dashboards   ${uids.filter(Boolean).map((uid) => `${url}/d/${uid}`).join("   ")}`;
 }
 
 // --- copied helper: connect (house_test.ts holds the copies equal) ---
@@ -1656,8 +1776,13 @@ function status(json: boolean): number {
   else if (!running) {
     const left = parts.filter(({ pid, started }) => pid && processes(pid)[0]?.started === started);
     const names = left.map(({ name }) => name).join(", ");
-    if (left.length) console.log(`The supervisor was killed and left ${names} running`);
-    console.log(`Nothing is watched here; start it with deno task dev`);
+    if (left.length) {
+      const pids = left.toReversed().map(({ pid }) => pid).join(" ");
+      console.log(`The supervisor was killed and left ${names} running; kill ${pids} ends them`);
+    }
+    console.log(
+      `Nothing ${left.length ? "watches here" : "runs here"}; start it with deno task dev`,
+    );
   } else {
     const age = (since = "") => {
       const s = Math.round((Date.now() - Date.parse(since)) / 1000);
@@ -1678,13 +1803,16 @@ function status(json: boolean): number {
         s.port,
         s.pid || s.health === "healthy" ? age(s.since) : "",
         s.restarts,
-        s.reason && s.reason !== s.health ? `${s.health}: ${s.reason.slice(0, 60)}` : s.health,
+        s.health,
         s.address,
       ]),
     ].map((row) => Array.from({ length: 7 }, (_, i) => `${row[i] ?? ""}`));
     const widths = rows[0].map((_, i) => Math.max(...rows.map((row) => row[i].length)));
     for (const row of rows) {
       console.log(row.map((cell, i) => cell.padEnd(widths[i])).join("  ").trimEnd());
+    }
+    for (const { name, health, reason } of parts) {
+      if (reason && reason !== health) console.log(`${name} is ${health}: ${reason}`);
     }
   }
   if (!running) return 3;
@@ -1759,10 +1887,12 @@ restarts what fails, and prints where to click. Ctrl-C stops all of it. Data and
 .pgpulse/ of the checkout.
 
   start            the default
-  status           what runs: parts, pids, ports, health; exit status 0 when all is healthy,
-                   1 when something is not, 3 when nothing runs
+  status           what runs: parts, pids, ports, health, and what a part says that it cannot do
+                   (degraded); exit status 0 when all is healthy, 1 when something is not, 3 when
+                   nothing runs
   --no-grafana     without Grafana; the relay's own page shows the streams
-  --no-factory     without the sample factory: 90 days of 20 machines, made in the background
+  --no-factory     without the sample factory: 90 days of 20 machines, by the hour, and the last 6
+                   hours every 10 s, made in the background; factory-past is done then
   --no-collect     without samples of this machine and of the database
   --json           one JSON object a line: time, part, level, message
   --help           this text
@@ -1786,13 +1916,17 @@ Environment:
                    also PGPULSE_DB_NAME and PGPULSE_DB_SSLMODE
   ALERT_EMAIL, ALERT_SLACK_URL, ALERT_PAGERDUTY_KEY, ALERT_WEBHOOK_URL
                    where alerts go; see scripts/contact-points.ts --help
+  INFLUX_URL       an InfluxDB that gets rows too; see scripts/notify-relay.ts --help. Grafana shows it
+                   as INFLUX_USER with INFLUX_PASSWORD, else with INFLUX_TOKEN
   RELAY_PORT       port of the relay (8090, else the next free one)
   XDG_CACHE_HOME   where a downloaded Grafana is kept (~/.cache; ~/Library/Caches on macOS)
   NO_COLOR         no colours
 
 Cost:
-  Under 0.5 % of a core and about 70 MB besides the parts. PostgreSQL's files take 40 MB at first,
-  Grafana once a download of about 200 MB and 700 MB of disk. Everything listens on loopback only.
+  Under 0.5 % of a core and about 70 MB besides the parts. PostgreSQL's files take 40 MB at first;
+  with the factory 1.3 GB after a quarter of an hour, of them 0.8 GB write-ahead log, which goes up
+  to 1 GB and is used again. Grafana takes once a download of about 200 MB and 700 MB of disk, and
+  up to 1 GB of memory. Everything listens on loopback only.
 
 Examples:
   deno task dev

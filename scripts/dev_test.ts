@@ -201,6 +201,27 @@ Deno.test("what is only watched is waited for, and its troubles are told once", 
   });
 });
 
+Deno.test("what a part says that it cannot do is shown, not told again; some lines are left out", async () => {
+  let away = true;
+  const lines = await watching([
+    {
+      name: "relay",
+      start: () => sh("echo one; echo two; exec sleep 60"),
+      probe: () => Promise.resolve(),
+      complaint: () => away ? "Cannot reach it" : undefined,
+      hear: (line) => line === "two" ? undefined : line,
+    },
+    { name: "needs", after: ["relay"], start: () => sh("exec sleep 60") },
+  ], async ({ health, states }) => {
+    await until("both run", () => health() === "degraded healthy");
+    strictEqual(states[0].reason, "Cannot reach it");
+    away = false;
+    await until("both are well", () => health() === "healthy healthy");
+    strictEqual(states[0].reason, undefined);
+  });
+  deepStrictEqual(lines, ["relay: one"]);
+});
+
 // --- download ------------------------------------------------------------------------------
 
 /** A stand-in of grafana.com and its mirror; breaks off after so many bytes. */
@@ -379,7 +400,7 @@ async function checkout(env: Record<string, string> = {}) {
           await until("all is healthy", () => {
             const { pid, parts } = saved();
             const well = ({ name, health }: State) =>
-              name === "factory-past" || /healthy|done/.test(health);
+              name === "factory-past" || /healthy|degraded|done/.test(health);
             return pid === child.pid && parts.every(well);
           }, 30_000);
         },
@@ -427,6 +448,7 @@ Deno.test("dev starts it all, status shows it, a signal ends it", async () => {
     "factory healthy",
   ]);
   match((await here.run("status")).stdout, /^relay .* healthy +http:\/\/localhost:\d+$/m);
+  ok(!dev.lines.some((line) => /\| \d+ %, /.test(line)), "progress buries the sign-in");
 
   const second = await here.run("--no-grafana");
   strictEqual(second.code, 1);
@@ -434,6 +456,7 @@ Deno.test("dev starts it all, status shows it, a signal ends it", async () => {
 
   await until("it says where to click", () => dev.lines.some((l) => l.includes("Live page")));
   strictEqual(await dev.stop(), 0);
+  deepStrictEqual(dev.lines.filter((line) => /FATAL|is unwell/.test(line)), []);
   ok(pidsOf({ parts: [...parts, past] }).every(gone));
   strictEqual((await here.run("status")).code, 3);
   const secrets = JSON.parse(await Deno.readTextFile(join(here.root, ".pgpulse/secrets.json")));
@@ -455,11 +478,15 @@ Deno.test("kill -9 of each part and of the supervisor is got over", async () => 
   }
   await dev.healthy();
   for (const line of dev.lines) deepStrictEqual(typeof JSON.parse(line).message, "string");
+  ok(!dev.lines.some((line) => /FATAL: +the database system|unexpected postmaster/.test(line)));
 
   const left = await here.status();
   await dev.stop("SIGKILL");
   ok(pidsOf(left).some((pid) => !gone(pid)));
-  strictEqual((await here.run("status")).code, 3);
+  const status = await here.run("status");
+  strictEqual(status.code, 3);
+  const [, pids] = /left postgres, .* running; kill ([\d ]+) ends them/.exec(status.stdout)!;
+  deepStrictEqual(pids.split(" ").map(Number), pidsOf(left).toReversed());
   const again = here.start("--no-factory", "--no-grafana");
   await again.healthy();
   ok(pidsOf(left).every(gone));
@@ -551,9 +578,10 @@ echo "$@" >> "${home}/calls"
 if [ "$1" = cli ]; then read -r word; echo "reset to $word" >> "${home}/calls"; exit; fi
 env > "${home}/env"
 touch "$GF_PATHS_DATA/grafana.db"
+echo '{"@level":"debug","@message":"a plug-in talks"}'
 echo "logger=x level=error msg=\\"my password is $GF_SECURITY_ADMIN_PASSWORD\\""
 exec "${Deno.execPath()}" eval 'Deno.serve({hostname: Deno.env.get("GF_SERVER_HTTP_ADDR"),
-  port: +Deno.env.get("GF_SERVER_HTTP_PORT")}, () => new Response("{}"))'
+  port: +Deno.env.get("GF_SERVER_HTTP_PORT")}, () => new Response("[]"))'
 `,
     { mode: 0o755 },
   );
@@ -575,6 +603,8 @@ Deno.test("Grafana gets its settings; its sign-in is printed once, and renewed",
   ok(signIn.includes(`admin, password: ${password}`));
   strictEqual(dev.lines.filter((line) => line.includes(password)).length, 1);
   ok(dev.lines.some((line) => line.includes("my password is ***")));
+  ok(!dev.lines.some((line) => line.includes("a plug-in talks")));
+  ok(dev.lines.some((line) => /Dashboards .*\/d\/metrics .*\/d\/streams$/.test(line)));
   const env = await Deno.readTextFile(join(home, "env"));
   const port = here.env.GRAFANA_PORT;
   for (
@@ -589,16 +619,35 @@ Deno.test("Grafana gets its settings; its sign-in is printed once, and renewed",
       "DATABASE_URL=",
     ]
   ) ok(env.split("\n").includes(line), line);
+  const kept = join(here.root, ".pgpulse/dev.env");
+  strictEqual((await Deno.stat(kept)).mode! & 0o777, 0o600);
+  match(await Deno.readTextFile(kept), new RegExp(`@127.0.0.1:${port}/'$`, "m"));
+  const contactPoints = await new Deno.Command(Deno.execPath(), {
+    args: ["task", "-q", "contact-points"],
+    cwd: here.root,
+    env: here.env,
+  }).output();
+  strictEqual(contactPoints.code, 0, new TextDecoder().decode(contactPoints.stderr));
   await dev.stop();
   here.env.GRAFANA_ADMIN_PASSWORD = "chosen by me";
   dev = here.start("--no-factory");
   await dev.healthy();
   match(await Deno.readTextFile(join(home, "calls")), /^reset to chosen by me$/m);
+  const source = join(here.root, ".pgpulse/grafana/provisioning/datasources");
+  const sources = () => [...Deno.readDirSync(source)].map(({ name }) => name).sort();
+  deepStrictEqual(sources(), ["postgresql.yaml"], "without INFLUX_URL there is none of it");
   ok(!dev.lines.join("\n").includes("chosen by me"));
   await dev.stop();
+  here.env.INFLUX_URL = "http://me@127.0.0.1:9/";
+  here.env.INFLUX_TOKEN = "may read";
   dev = here.start("--no-factory");
   await dev.healthy();
   await dev.stop();
+  deepStrictEqual(sources(), ["influxdb.yaml", "postgresql.yaml"]);
+  const given = (await Deno.readTextFile(join(home, "env"))).split("\n");
+  for (const line of ["URL=http://127.0.0.1:9/", "USER=me", "PASSWORD=may read"]) {
+    ok(given.includes(`INFLUX_${line}`), line);
+  }
   strictEqual((await Deno.readTextFile(join(home, "calls"))).match(/^reset/gm)?.length, 1);
 });
 

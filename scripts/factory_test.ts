@@ -1,6 +1,7 @@
 // Tables of a factory that were there before pgpulse: used as they are, and given back.
 
-import { deepStrictEqual, match, ok, strictEqual } from "node:assert";
+import { deepStrictEqual, match, ok, rejects, strictEqual } from "node:assert";
+import postgres from "npm:postgres@3.4.9";
 import { script, testServer } from "./testing.ts";
 
 Deno.test("a factory's own tables are used, and given back", async (t) => {
@@ -9,14 +10,30 @@ Deno.test("a factory's own tables are used, and given back", async (t) => {
   const env = { DATABASE_URL: url, DB_PASSWORD: "server", GRAFANA_DB_PASSWORD: "grafana" };
   const migrate = (...args: string[]) => script("migrate.ts", args, env);
 
-  await t.step("another shape is refused, by name", async () => {
-    await sql`create table downtime (id int, machine_id int, cause text)`;
-    const { code, stderr } = await migrate();
-    strictEqual(code, 1);
-    match(stderr, /Cannot use public.downtime that is there: it has another shape/);
-    match(stderr, /It lacks "machine_id" text, "reason" text, "started_at" timestamptz/);
-    await sql`drop table downtime`;
-  });
+  await t.step(
+    "a table of another shape leaves the factory out, and all else is there",
+    async () => {
+      await sql`create table downtime (id serial, machine_id int, cause text)`;
+      for (const again of [false, true]) {
+        const { code, stdout, stderr } = await migrate();
+        strictEqual(code, 0, stderr);
+        match(stdout, /Leaves out sql\/migrations\/006-factory.sql.*Cannot use public.downtime/);
+        match(stdout, /It lacks "machine_id" text, "reason" text, "started_at" timestamptz/);
+        strictEqual(/Applied sql/.test(stdout), !again, stdout);
+      }
+      const server_ = postgres(server.urlFor("server", "server"), { max: 1 });
+      await server_`insert into live_metrics (value) values (1)`;
+      strictEqual((await server_`select from live.live_metrics`).length, 1);
+      await rejects(server_`select from downtime`, /permission denied/);
+      await server_.end();
+      const { stdout } = await migrate("--status");
+      match(stdout, /^pending .*006-factory.sql$/m);
+      match(stdout, /^applied .*007-sinks.sql$/m);
+      const [{ machines }] = await sql`select to_regclass('machines') as machines`;
+      strictEqual(machines, null);
+      await sql`drop table downtime`;
+    },
+  );
 
   await t.step("machines with columns of its own, numbers of other types, rows", async () => {
     await sql.unsafe(`
@@ -33,6 +50,11 @@ Deno.test("a factory's own tables are used, and given back", async (t) => {
           line int
       );
       insert into machines values ('A1', 'Saw', 'Wood', 'running', 70, 80, 90, 97, now(), 3);
+      create role app login password 'app';
+      create role clerk;
+      grant clerk to app;
+      grant select, insert, delete on machines to app;
+      grant update (status, line) on machines to clerk;
       create table machine_metrics (
           id bigserial primary key,
           machine_id varchar(20),
@@ -79,6 +101,22 @@ Deno.test("a factory's own tables are used, and given back", async (t) => {
     });
     const past = await sql`select status from machine_history order by "timestamp"`;
     deepStrictEqual(past.map(({ status }) => status), ["running", "error", "idle"]);
+  });
+
+  await t.step("who had rights on machines has them still, and no more", async () => {
+    const app = postgres(server.urlFor("app", "app"), { max: 1 });
+    strictEqual((await app`select id from machines`).length, 1);
+    await app`insert into machines (id, status) values ('A2', 'idle')`;
+    await app`update machines set status = 'error', line = 9 where id = 'A2'`;
+    await rejects(app`update machines set name = 'x'`, /permission denied/);
+    await app`delete from machines where id = 'A2'`;
+    await app.end();
+    await sql`delete from machine_history where machine_id = 'A2'`;
+    await sql`revoke select on machines from app`;
+    await sql`delete from pgpulse.migrations where name = '200-factory.sql'`;
+    strictEqual((await migrate()).code, 0);
+    const [{ may }] = await sql`select has_table_privilege('app', 'machines', 'select') as may`;
+    strictEqual(may, false, "what was taken away later stays so");
   });
 
   await t.step("add_factory rolls their metrics up", async () => {

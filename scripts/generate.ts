@@ -21,14 +21,17 @@ type Type = "float8" | "int" | "text" | "timestamptz" | "jsonb";
 export interface Table {
   /** Column names and types; the first timestamptz is the time, in ms. */
   columns: Record<string, Type>;
-  /** The rows of one tick: always the same for the same seed and time. */
-  rows?(seed: number, time: number): Value[][];
+  /** The rows of one tick, without those of the first so many machines; the same for seed and time. */
+  rows?(seed: number, time: number, there?: number): Value[][];
   /** The rows that are new or others at `to` than at `from`, as they are at `to`. */
   changes?(seed: number, from: number, to: number): Value[][];
   /** What `on conflict` does with such a row: told twice, it does no harm. */
   conflict?: string;
-  /** A condition that is true of one row of each tick, where there are many. */
-  probe?: string;
+  /**
+   * SQL for a tick of many rows: a condition of few of them, first and last among them, one that is true
+   * of the last, and how many machines there are.
+   */
+  probe?: { few: string; last: string; count: string };
 }
 
 type Ticking = Table & Required<Pick<Table, "rows">>;
@@ -505,6 +508,7 @@ function warmth(begin: number, { goal, tau }: Piece, ms: number): number {
 
 /** The tables of a plant of so many machines. */
 export function plant(size: number): Record<string, Table> {
+  const last = `M${`${size}`.padStart(2, "0")}`;
   let made: { seed: number; machines: Machine[] } | undefined;
   const all = (seed: number) => {
     if (made?.seed !== seed) {
@@ -564,10 +568,15 @@ export function plant(size: number): Record<string, Table> {
         zone_number: "int",
         target_value: float8,
       },
-      probe: "machine_id = 'M01' and metric_type = 'speed'",
-      rows(seed, time) {
+      probe: {
+        few: `machine_id in ('M01', '${last}') and metric_type = 'speed'`,
+        last: `machine_id = '${last}'`,
+        count: `coalesce(max(substr(machine_id, 2)::int)
+            filter (where machine_id ~ '^M[0-9]{2,5}$' and metric_type = 'speed'), 0)`,
+      },
+      rows(seed, time, there = 0) {
         const rows: Value[][] = [];
-        for (const machine of all(seed)) machine.sample(time, rows);
+        for (const machine of all(seed).slice(there)) machine.sample(time, rows);
         return rows;
       },
     },
@@ -856,6 +865,7 @@ function hostsOf(seed: number, size: number): Host[] {
 
 /** The table of a fleet of so many hosts. */
 export function fleet(size: number): Record<string, Table> {
+  const last = new Host(0, size - 1).name;
   return {
     system_metrics: {
       columns: {
@@ -876,8 +886,13 @@ export function fleet(size: number): Record<string, Table> {
         received_bytes: "float8",
         sent_bytes: "float8",
       },
-      rows: (seed, time) => hostsOf(seed, size).map((host) => host.row(time)),
-      probe: `host = '${new Host(0, 0).name}'`,
+      rows: (seed, time, there = 0) =>
+        hostsOf(seed, size).slice(there).map((host) => host.row(time)),
+      probe: {
+        few: `host in ('${new Host(0, 0).name}', '${last}')`,
+        last: `host = '${last}'`,
+        count: "coalesce(max(substring(host from '^[a-z]+-([0-9]{4,5})$')::int), 0)",
+      },
     },
   };
 }
@@ -909,7 +924,8 @@ Flags
 Ticks lie on a fixed grid, whole multiples of the interval. Live rows that fall due while the
 database is away are written when it is back, each once. A clock that is set is followed, no gap is
 filled.
-A backfill writes only the ticks that have no row yet, in transactions of about two seconds. When
+A backfill writes only the ticks that have no row yet, in transactions of about two seconds; where
+storage packs, old days of the factory go into packed form at once. When
 it was stopped, the same line goes on where it ended; run twice, it adds nothing.
 Ctrl-C (or SIGTERM) ends it at any moment; what is not committed then is undone.
 
@@ -917,6 +933,8 @@ The factory's shifts, stops, alarms, maintenance, production and energy follow f
 too, and OEE from them: they are written beside machine_metrics, each once. Started again after a
 stop it ends what was open and tells what came meanwhile; the samples of that time are a gap, which
 --backfill fills. Hours are those of UTC. With another seed or less machines, begin in empty tables.
+With more machines --backfill gives the new ones their past; stop the one that goes on with less.
+Beside deno task dev that is: deno task dev --no-factory.
 
 Live samples of hosts go through pgpulse.collect, one a call on eight connections, as from so many
 collectors; a backfill is copied, and its last sample of each host goes that way.
@@ -941,7 +959,7 @@ Examples
   deno task generate metrics --backfill 365d --interval 1m --seed demo
   deno task generate metrics --backfill 7d --follow
   deno task generate factory --backfill 1d --follow
-  deno task generate factory --machines 100 --backfill 1y --interval 1m
+  deno task generate factory --machines 100 --backfill 1y --interval 1m --follow
   deno task generate hosts --hosts 1000 --backfill 24h --interval 1m --follow`;
 
 /** What the command line asks for. Times are in ms. */
@@ -1178,6 +1196,8 @@ const timeOf = (columns: Table["columns"]) =>
 interface Ticks {
   first: number;
   last: number;
+  /** Machines that have theirs: all before that number. */
+  there?: number;
 }
 
 /** One run: writes what a job asks for. */
@@ -1434,9 +1454,9 @@ export class Run {
               const pack = old && stored[i].packs;
               const rows = pack ? "pg_temp.pgpulse_new" : stored[i].rows;
               if (pack) {
-                await tx.unsafe(
-                  `create temp table pgpulse_new (like ${quote(name)}) on commit drop`,
-                );
+                // pack_from reads it with its owner's rights.
+                await tx.unsafe(`create temp table pgpulse_new (like ${quote(name)}) on commit drop;
+                  grant select on pgpulse_new to ${stored[i].owner}`);
               }
               const into = `${rows} (${Object.keys(table.columns).map(quote)})`;
               await pipeline(
@@ -1467,40 +1487,52 @@ export class Run {
     }
   }
 
-  /** The ticks among `all` that have no row in the first table, as ranges. */
+  /** The ticks among `all` that have no row in the first table, or not of each machine, as ranges. */
   async #gaps(
     sql: postgres.Sql | postgres.TransactionSql,
     { first, last }: Ticks,
   ): Promise<Ticks[]> {
     const { interval } = this.#job;
-    const [name, { columns, probe = "true" }] = this.#tables[0];
+    const [name, { columns, probe = { few: "true", last: "true", count: "0" } }] = this.#tables[0];
     const time = sql(timeOf(columns)[0]);
     const [before, begin, end] = [first - 1, first, last + 1]
       .map((tick) => new Date(tick * interval));
+    const number = (at: string) =>
+      sql.unsafe(`(extract(epoch from ${at}) * 1000 / ${interval}::int8)::float8`);
     return await sql<Ticks[]>`
-      select
-          (extract(epoch from tick) * 1000 / ${interval}::int8)::float8 + 1 as first,
-          (extract(epoch from next) * 1000 / ${interval}::int8)::float8 - 1 as last
-      from (
-          select step, tick, lead(tick, 1, ${end}) over (order by tick) as next
-          from (select ${`${interval} ms`}::text::interval as step) as grid, lateral (
-              select ${before}::timestamptz as tick
-              union
-              select date_bin(step, ${time}, timestamptz 'epoch') from ${sql(name)}
-              where ${time} >= ${begin} and ${time} < ${end} and ${sql.unsafe(probe)}
-          ) as taken
+      with grid as (
+          select ${`${interval} ms`}::text::interval as step
+      ), taken as materialized (
+          select date_bin(step, ${time}, timestamptz 'epoch') as tick,
+              bool_or(${sql.unsafe(probe.last)}) as whole
+          from ${sql(name)}, grid
+          where ${time} >= ${begin} and ${time} < ${end} and ${sql.unsafe(probe.few)}
+          group by 1
+      )
+      select ${number("tick")} + 1 as first, ${number("next")} - 1 as last, 0::float8 as there
+      from grid, (
+          select tick, lead(tick, 1, ${end}) over (order by tick) as next
+          from (select ${before}::timestamptz as tick union all select tick from taken) as ticks
       ) as pairs
       where next - tick > step
-      order by tick
+      union all
+      select ${number("tick")}, ${number("tick")}, (
+          select ${sql.unsafe(probe.count)}::float8
+          from ${sql(name)}
+          where ${time} >= tick and ${time} < tick + step
+      )
+      from taken, grid
+      where not whole
+      order by 1
     `;
   }
 
   /** The rows of some ticks of one table. */
   *#rows(table: Ticking, ranges: Ticks[]): Generator<Value[]> {
-    for (const { first, last } of ranges) {
+    for (const { first, last, there } of ranges) {
       for (let tick = first; tick <= last; tick++) {
         this.#made.tick = tick;
-        for (const row of table.rows(this.#seed, tick * this.#job.interval)) {
+        for (const row of table.rows(this.#seed, tick * this.#job.interval, there)) {
           this.#made.rows++;
           yield row;
         }
@@ -1560,18 +1592,21 @@ export class Run {
 
 /** Where to COPY to, as partitions are quicker than the view before them; whether they pack. */
 async function storage(sql: postgres.Sql, name: string) {
-  const [{ packs, parts }] = await sql`
+  const [{ packs, owner, parts }] = await sql`
     select coalesce(
             has_function_privilege(to_regproc('pgpulse.pack_from')::oid, 'execute'), false
         ) as packs,
+        (
+          select proowner::regrole::text from pg_proc where oid = to_regproc('pgpulse.pack_from')
+        ) as owner,
         to_regproc('pgpulse.rows_of') is not null as parts
   `;
-  if (!parts) return { rows: quote(name), packs: false };
+  if (!parts) return { rows: quote(name), packs: false, owner };
   const [{ rows, stored }] = await sql`
     select pgpulse.rows_of(t)::text as rows, pgpulse.rows_of(t) <> t as stored
     from (select ${quote(name)}::text::regclass as t) as source
   `;
-  return { rows, packs: packs && stored };
+  return { rows, packs: packs && stored, owner };
 }
 
 /** Shows how far it is: a bar on a terminal, elsewhere a line every five seconds. */

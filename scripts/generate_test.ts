@@ -620,6 +620,20 @@ Deno.test("generate factory writes a plant that holds together", async (t) => {
     deepStrictEqual(await all(), before);
   });
 
+  await t.step("more machines get their past, the others theirs once", async () => {
+    const job = { backfill: 2 * 864e5, interval: 600_000, machines: 9 };
+    strictEqual((await at(morning, job)).written.rows, 288 * 2 * 9);
+    strictEqual(await once(), 2880 * 7 * 9 + 288 * 2 * 9);
+    strictEqual((await at(morning, job)).written.rows, 0);
+    const [{ machines }] = await sql`select count(*)::int as machines from machines`;
+    strictEqual(machines, 9);
+    for (const table of ["machine_metrics", ...told, "maintenance"]) {
+      await sql`delete from ${sql(table)} where machine_id in ('M08', 'M09')`;
+    }
+    await sql`delete from machines where id in ('M08', 'M09')`;
+    await sql`delete from machine_history where machine_id in ('M08', 'M09')`;
+  });
+
   await t.step("production follows from the states, OEE from production", async () => {
     const [{ hours, off }] = await sql`
       select count(*)::int as hours, max(abs(p.run_seconds - coalesce(s.seconds, 0))) as off
@@ -751,5 +765,17 @@ Deno.test("generate factory writes a plant that holds together", async (t) => {
       select count(distinct hour)::float8 / 24 as days from energy_consumption
     `;
     ok(days > 19.9 && days < 20.1, `energy of ${days} days`);
+  });
+
+  await t.step("as role server, what is old goes into packed form at once", async () => {
+    const [{ packed, rows, unpacked }] = await sql`
+      select (select count(*)::int from packed.machine_metrics) as packed,
+          (select count(*)::int from machine_metrics where "timestamp" < now() - interval '10 days')
+              as rows,
+          (select count(*)::int from rows.machine_metrics where "timestamp" < now() - interval '10 days')
+              as unpacked
+    `;
+    ok(packed > 0 && rows >= 9 * 720 * 18, `${packed} packed, ${rows} rows`);
+    strictEqual(unpacked, 0);
   });
 });

@@ -34,13 +34,17 @@ const dashboards: [string, Any][] = folders("grafana/dashboards")
 const isFactory = ([path]: [string, Any]) => path.includes("/Factory/");
 const isHosts = ([path]: [string, Any]) => path.includes("/Hosts/");
 const isOther = (d: [string, Any]) => !isFactory(d) && !isHosts(d) && d[1].uid !== "postgresql";
-const sources: Any[] = list("grafana/provisioning/datasources", ".yaml")
+const sources: Any[] = ["grafana/provisioning/datasources", "grafana/influxdb/datasources"]
+  .flatMap((folder) => list(folder, ".yaml"))
   .flatMap((path) => yaml(path).datasources ?? []);
 const rules: [string, Any][] = list("grafana/provisioning/alerting", ".yaml")
   .flatMap((path) => (yaml(path).groups ?? []).flatMap((group: Any) => group.rules))
   .map((rule) => [rule.title, rule]);
-const provisioning = ["alerting", "dashboards", "datasources"]
-  .flatMap((folder) => list(`grafana/provisioning/${folder}`, ".yaml"));
+const provisioning = [
+  ...["alerting", "dashboards", "datasources"].map((folder) => `grafana/provisioning/${folder}`),
+  "grafana/influxdb/dashboards",
+  "grafana/influxdb/datasources",
+].flatMap((folder) => list(folder, ".yaml"));
 
 /** Panels, those in closed rows too. */
 function panels(dashboard: Any): Any[] {
@@ -72,7 +76,7 @@ export function expand(
   const known: Record<string, string> = {
     __interval: `${interval}s`,
     __interval_ms: `${interval * 1000}`,
-    __url_time_range: "from=now-6h&to=now",
+    __url_time_range: "from=now%2Fd&to=now&timezone=Europe%2FBerlin",
     ...variables,
   };
   const named = sql.replace(
@@ -300,6 +304,10 @@ select id, 'planned', 'Oil', now() - interval '5 hours', now() - interval '4 hou
 insert into downtime (machine_id, reason, started_at, ended_at)
 select id, (array['Jam', 'Tool change'])[n % 2 + 1], t, t + interval '9 minutes'
 from machines, generate_series(1, 9) n, lateral (select now() - n * interval '3 hours' as t) t;
+-- Alone in their range, and without a length.
+insert into downtime (machine_id, reason, started_at, ended_at)
+values ('M01', 'Jam', '1990-01-01 12:00Z', '1990-01-01 12:00Z'),
+    ('M01', 'Clock', '1990-01-01 12:10Z', '1990-01-01 12:00Z');
 insert into machine_metrics (machine_id, metric_type, value, "timestamp", zone_number, target_value)
 select id, type, level + random() + case when id in ('M02', 'M06') then 25 else 0 end, t, zone, 68
 from machines, (values
@@ -456,9 +464,65 @@ for (const major of [15, 18] as const) {
         if (!["Alarms", "Maintenance"].includes(title)) return;
         const links = rows.map(({ text }) => text.match(/var-machine_id=(\S+?)&amp;/)![1]);
         ok(links.map(decodeURIComponent).includes("M'4"), links.join());
+        ok(rows.every(({ text }) => text.includes("&amp;from=now%2Fd&to=now&timezone=Europe%2F")));
         ok(rows.every(({ tags }) => /^(critical|maintenance),/.test(tags)), title);
         if (title === "Maintenance") ok(rows.every((row) => row.timeend > row.time));
       });
+    });
+    await t.step(
+      "annotations: of many the worst, spread over the range, and a word of the others",
+      async () => {
+        // Every 10 minutes; each third one is longer.
+        await server.sql`
+        insert into alarms (machine_id, severity, code, raised_at, cleared_at)
+        select 'M01', 'critical', 'E2', at, at + case n % 3 when 0 then interval '7 minutes' else '1 minute' end
+        from generate_series(0, 143) n, lateral (select now() - n * interval '10 minutes' as at) _`;
+        await server.sql`
+        insert into maintenance (machine_id, kind, started_at, ended_at)
+        select 'M01', 'repair', at, at + case n % 3 when 0 then interval '7 minutes' else '1 minute' end
+        from generate_series(1, 143) n, lateral (select now() - n * interval '10 minutes' as at) _`;
+        for (const dashboard of factory) {
+          await run(dashboard, day, await choose(dashboard, press), (rows, _, title) => {
+            if (!rows.columns.some(({ name }) => name === "tags")) return;
+            ok(rows.length >= 29 && rows.length <= 30, `${title}: ${rows.length}`);
+            ok(rows.every(({ text }) => /; \d+ more about then are not shown$/.test(text)), title);
+            const times = rows.map(({ time }) => Number(time)).sort((a, b) => a - b);
+            ok(times[0] < end - 22 * 3_600_000 && times.at(-1)! > end - 3_600_000, title);
+            for (const { time, timeend } of rows) {
+              if (timeend && Number(time) > +day.from) {
+                ok(timeend - time > 300_000, `${title}: a short one`);
+              }
+            }
+          });
+        }
+        await server.sql`delete from maintenance where kind = 'repair'`;
+      },
+    );
+    await t.step(
+      "the running hour is drawn at its rate, and not in its first minutes",
+      async () => {
+        await server.sql`
+        update energy_consumption
+        set energy_kwh = 10 * extract(epoch from now() - hour) / 3600
+        where machine_id = 'M01' and hour = date_trunc('hour', now())`;
+        await server.sql`select pgpulse.refresh_rollups()`;
+        const machine = named("machine");
+        await run(machine, ranges[1], await choose(machine, press), (rows, _, title) => {
+          if (title !== "Energy per hour") return;
+          ok(
+            rows.every(({ energy }) => energy > 9.5 && energy < 11.5),
+            rows.map((r) => r.energy).join(),
+          );
+        });
+      },
+    );
+    await t.step("units of what is measured", async () => {
+      const unit = async (...types: string[]) =>
+        (await reader`select pgpulse.metric_unit(variadic ${types}) as unit`)[0].unit;
+      strictEqual(await unit("temperature", "multi_zone_temp"), "celsius");
+      strictEqual(await unit("power"), "kwatt");
+      strictEqual(await unit("temperature", "power"), "short");
+      strictEqual(await unit("temperature", "of one's own"), "short");
     });
     await t.step("an area's own dashboard is one command", async () => {
       const [text] = panels(named("factory-template")).filter(({ type }) => type === "text");
@@ -997,7 +1061,7 @@ Deno.test("compose: no secret in it, every variable in .env.example, no value th
   for (const [name, { environment }] of services) {
     for (const [key, value] of Object.entries(environment)) {
       if (!/PASSWORD|SECRET|TOKEN|_KEY/.test(key)) continue;
-      match(`${value}`, /^\$\{\w+:(\?.+|-)\}$/, `${name}: ${key}`);
+      match(`${value}`, /^\$\{\w+:(\?.+|-(\$\{\w+:-\})?)\}$/, `${name}: ${key}`);
     }
   }
   for (const [, name, value] of read(".env.example").matchAll(/^([A-Z]\w*)=(.*)$/gm)) {
@@ -1026,10 +1090,10 @@ Deno.test("compose: starts in order, and what is mounted is there", () => {
       else match(condition, /^service_(started|completed_successfully)$/, `${name}: ${on}`);
     }
     for (const volume of service.volumes ?? []) {
-      const [from, , mode] = volume.split(":");
+      const [from] = volume.split(":");
       if (from.startsWith("./")) {
         ok(Deno.statSync(join(ROOT, from)), from);
-        strictEqual(mode, "ro", volume);
+        match(volume, /:ro$/);
       } else ok(from in compose.volumes, volume);
     }
   }
@@ -1038,6 +1102,17 @@ Deno.test("compose: starts in order, and what is mounted is there", () => {
     ok("migrate" in compose.services[name].depends_on, name);
   }
   ok(compose.services.postgres.volumes.includes("postgres-data:/var/lib/postgresql"));
+});
+
+Deno.test("compose: all of provisioning is mounted; that of InfluxDB under a name without INFLUX_URL that Grafana reads past", () => {
+  const volumes: string[] = compose.services.grafana.volumes;
+  for (const path of provisioning) {
+    ok(volumes.some((volume) => path.startsWith(volume.slice(2).split(":")[0])), path);
+    const inside = path.replace(/^grafana\/(provisioning|influxdb)/, "/etc/grafana/provisioning");
+    if (!path.includes("influxdb")) continue;
+    const conditional = inside.replace(/\.yaml$/, "${INFLUX_URL:+.yaml}");
+    ok(volumes.includes(`./${path}:${conditional}:ro`), path);
+  }
 });
 
 Deno.test("compose: Grafana gets every variable that provisioning names", () => {

@@ -6,6 +6,7 @@ import { ROOT } from "./testing.ts";
 
 /** Scripts that people copy to a host, one file each. */
 const SCRIPTS = [
+  "collect.ts",
   "contact-points.ts",
   "dev.ts",
   "generate.ts",

@@ -27,6 +27,8 @@ Every run, in this order:
   sql/migrations/NNN-name.sql in order of number, each once; frozen from then on
   sql/functions/*.sql         in order of name, each again when its text has changed
   sql/grants.sql              gives the roles their rights
+Files named NNN-factory.sql are left out, and tried again at each run, where a table of another shape
+has one of the factory's names; that is said.
 Each file has a transaction of its own: all of it happens or nothing. Statements that refuse one
 (create index concurrently, vacuum) go into a migration whose first line is "-- no transaction":
 they run one by one, and those before an error stay, so write them to bear a second run.
@@ -39,8 +41,10 @@ Flags
   --json           with --status: as JSON
   --dry-run        list what a run would do; touches nothing
   --set-passwords  set the passwords of the roles again, not only of those just created
-  --uninstall      remove what was made: schemas pgpulse and live, triggers, functions, roles;
-                   lists it and asks first; with --dry-run it only lists (by a rolled-back try)
+  --uninstall      remove what was made: schemas pgpulse, live, rollup and compat, views, triggers,
+                   functions, roles; a stored table stays stored, or pgpulse.drop_storage before
+                   makes it plain; lists it and asks first; with --dry-run it only lists (by a
+                   rolled-back try)
   --data           with --uninstall: remove the tables with their data too
   --yes            with --uninstall: do not ask; needed where there is no terminal
   --dir PATH       folder with the SQL files (default: sql beside the folder of this script)
@@ -186,6 +190,9 @@ export function explain(error: unknown, sql?: postgres.Sql): string {
 /** A file of the folder sql/; its kind is the name of its folder without the s. */
 export type SqlFile = { kind: string; name: string; path: string; text: string; hash: string };
 
+/** Files of what may be left out, where a database has something else in its place. */
+const OPTIONAL = /-factory\.sql$/;
+
 /** A row of pgpulse.migrations. */
 export type Applied = { kind: string; name: string; hash: string; applied_at: Date };
 
@@ -248,7 +255,7 @@ export function plan(files: SqlFile[], ledger: Applied[], root = "sql"): Step[] 
           `write the change as ${next}-what-it-does.sql`
         : !row && twin
         ? `has the number of ${twin}; give the one that is not applied the number ${next}`
-        : !row && last && number(name) <= number(last)
+        : !row && last && number(name) <= number(last) && !OPTIONAL.test(name)
         ? `comes before ${last}, which is applied already; give it the number ${next}`
         : undefined;
       const state = problem ? "refused" : edited ? "changed" : row ? "applied" : "pending";
@@ -368,7 +375,7 @@ async function runFile(run: Pick<postgres.Sql, "unsafe">, file: SqlFile, bare = 
     await run.unsafe(statement.text).catch((error) => {
       if (!(error instanceof postgres.PostgresError)) throw error;
       const rest = bare ? "Statements before it stay" : "Nothing of this file was applied";
-      throw new Error(`${pinpoint(file, statement, error)}\n${rest}`);
+      throw new Error(`${pinpoint(file, statement, error)}\n${rest}`, { cause: error });
     });
   }
 }
@@ -565,6 +572,7 @@ async function migrate(session: Session, dir: string, setPasswords: boolean): Pr
   const roles = root("roles.sql");
   if (roles) await makeRoles(session, roles, setPasswords);
   let count = 0;
+  let leftOut = false;
   for (const { file, path, state } of steps) {
     if (!file) {
       const name = basename(path);
@@ -573,6 +581,7 @@ async function migrate(session: Session, dir: string, setPasswords: boolean): Pr
     }
     if (!file || state === "applied") continue;
     const { kind, name, hash, text } = file;
+    if (leftOut && OPTIONAL.test(name)) continue;
     const begun = performance.now();
     await claim(session);
     const apply = async (run: postgres.ISql, bare = false) => {
@@ -585,7 +594,21 @@ async function migrate(session: Session, dir: string, setPasswords: boolean): Pr
       }
     };
     if (kind === "migration" && /^-- *no transaction\b/i.test(text)) await apply(sql, true);
-    else await sql.begin((tx) => apply(tx));
+    else {
+      try {
+        await sql.begin((tx) => apply(tx));
+      } catch (error) {
+        // What the file itself raised, and no fault in it.
+        const { code, message, hint } = (error as { cause?: postgres.PostgresError }).cause ?? {};
+        if (kind !== "migration" || !OPTIONAL.test(name) || code !== "P0001") throw error;
+        console.log(
+          `Leaves out ${path} and what stands on it: ${message}. ${hint}; then migrate again. All ` +
+            "else goes on, the dashboards and alerts of the factory without data",
+        );
+        leftOut = true;
+        continue;
+      }
+    }
     const again = state === "changed" ? " again" : "";
     console.log(`Applied ${path}${again} in ${Math.round(performance.now() - begun)} ms`);
     count++;

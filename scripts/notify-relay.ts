@@ -28,7 +28,7 @@ const HELP = `notify-relay: shows PostgreSQL live in Grafana
 
 Pushes every stream of schema live (see pgpulse.add_stream) to Grafana Live, and serves the same
 streams to other programs. With INFLUX_URL it also sends every row of chosen tables (see
-pgpulse.add_sink; without any, machine_metrics), at least once, to InfluxDB or VictoriaMetrics.
+pgpulse.add_sink; without any, machine_metrics where migrate made it), at least once, to InfluxDB or VictoriaMetrics.
 
 Usage: notify-relay.ts [flags]
        notify-relay.ts --panel STREAM [--type gauge]
@@ -102,6 +102,8 @@ const SINK_ROWS = 10_000;
 const SINK_SIZE = 5_000_000;
 /** A batch is offered to InfluxDB for so long, then its transaction is given up and begun anew. */
 const SINK_PATIENCE_MS = 60_000;
+/** A Grafana that cannot be reached may be starting: told when that lasts longer. */
+const AWAY_MS = 15_000;
 
 // --- copied helper: connect (house_test.ts holds the copies equal) ---
 /**
@@ -799,6 +801,7 @@ export class Grafana {
   /** Channels that were refused, one after the other. */
   #refusals = 0;
   #failures = 0;
+  #failingSince = 0;
   #retryAt = 0;
   #token?: string;
   /** The token that this process made, and the last one that Grafana refused. */
@@ -986,7 +989,7 @@ export class Grafana {
       ? "sign-in"
       : "unreachable";
     this.#count(kind);
-    this.#failures++;
+    if (!this.#failures++) this.#failingSince = performance.now();
     const own = this.signIn.user && !this.signIn.token;
     const advice: Record<string, string> = {
       301: "it redirects; set GRAFANA_URL to its root_url",
@@ -1003,10 +1006,12 @@ export class Grafana {
       : refused
       ? `status ${kind}: ${advice[kind] ?? refused.text.slice(0, 200)}`
       : `it cannot be reached (${reason(error)}); is it running?`;
-    this.relay.troubles.say(
-      `grafana ${this.url}`,
-      `Cannot push to Grafana at "${this.url}": ${cause}`,
-    );
+    if (kind !== "unreachable" || performance.now() - this.#failingSince > AWAY_MS) {
+      this.relay.troubles.say(
+        `grafana ${this.url}`,
+        `Cannot push to Grafana at "${this.url}": ${cause}`,
+      );
+    }
     // A Grafana that lets everybody look says 403 to a token that it does not know.
     if (own && (kind === "401" || kind === "403" && this.#token !== this.#made)) {
       this.#refused = this.#token;
@@ -1121,15 +1126,25 @@ export interface Influx {
   authorization?: string;
 }
 
+/** What follows the host; an @ in it: a password with / ? # was cut, and a part of it seems a host. */
+const behind = ({ pathname, search, hash }: URL) => pathname + search + hash;
+
+/** A URL, also a malformed one, without what may be a password. */
+const hidden = (url: string) => url.replace(/^(https?:\/\/)?.*@/s, "$1***@");
+
 /** The InfluxDB of INFLUX_URL; a token means the API of versions 2 and 3, none that of version 1. */
 export function influx(env: (name: string) => string | undefined): Influx | undefined {
   const text = env("INFLUX_URL");
   if (!text) return undefined;
   const url = URL.parse(text);
-  if (!url || !/^https?:$/.test(url.protocol)) {
+  let login: string[] = [];
+  try {
+    login = [url!.username, url!.password].map(decodeURIComponent);
+  } catch { /* no URL, or one with a bare % */ }
+  if (!url || !login.length || !/^https?:$/.test(url.protocol) || /@/.test(behind(url))) {
     throw new Error(
-      `Cannot read INFLUX_URL: "${text.replace(/\/\/[^@/]*@/, "//***@")}" is not an address like ` +
-        "http://localhost:8086",
+      `Cannot read INFLUX_URL: "${hidden(text)}" is not an address like http://localhost:8086; ` +
+        "write @ / : # % in a password as %40 %2F %3A %23 %25, or set INFLUX_PASSWORD",
     );
   }
   const base = url.origin + url.pathname.replace(/\/+$/, "");
@@ -1139,8 +1154,8 @@ export function influx(env: (name: string) => string | undefined): Influx | unde
     const query = new URLSearchParams({ org: env("INFLUX_ORG") ?? "", bucket });
     return { url: base, write: `${base}/api/v2/write?${query}`, authorization: `Token ${token}` };
   }
-  const user = decodeURIComponent(url.username) || env("INFLUX_USER");
-  const password = decodeURIComponent(url.password) || env("INFLUX_PASSWORD") || "";
+  const user = login[0] || env("INFLUX_USER");
+  const password = login[1] || env("INFLUX_PASSWORD") || "";
   const name = bucket.replace(/["\\]/g, "\\$&");
   return {
     url: base,
@@ -1191,6 +1206,8 @@ export class Sinks {
   #leadUntil = 0;
   /** Lines that the server, or a proxy before it, takes at once. */
   #most = SINK_ROWS;
+  /** The last line that was taken: taken again, it does no harm, and tells that lines are taken. */
+  #good?: string;
   /** Milliseconds that it took to look whether something is to be sent. */
   #cost = 0;
   /** Reasons of refusals that were said, by sink. */
@@ -1249,7 +1266,9 @@ export class Sinks {
         const [[held]] = await withTimeout(hold(LEASE_S), 5_000);
         if (held && !this.leading()) this.#signal.fire();
         this.#leadUntil = held ? started + LEASE_S * 1000 : 0;
-        if (!held && !standby) console.log("Another relay sends the sinks: this one stands by");
+        if (!held && !standby) {
+          console.log("Another relay sends the sinks, or did a moment ago: this one stands by");
+        }
         standby = !held;
         this.relay.works("lease of the sinks");
       } catch (error) {
@@ -1268,8 +1287,16 @@ export class Sinks {
   }
 
   async #begin(): Promise<void> {
-    const [[added]] = await this.#sql`select pgpulse.first_sink()`.values();
+    const [[some, added]] = await this.#sql`
+      select exists (select from pgpulse.sinks), pgpulse.first_sink()`.values();
     if (added) console.log(`There was no sink: added that of "${added}" (see pgpulse.add_sink)`);
+    else if (!some) {
+      console.log(
+        "There is no sink, so no row is sent; the owner of a table adds one: " +
+          "select pgpulse.add_sink('machine_metrics', 'timestamp', " +
+          "'{machine_id,metric_type,zone_number}', '{value,target_value}')",
+      );
+    }
   }
 
   async #list(): Promise<string[]> {
@@ -1368,8 +1395,9 @@ export class Sinks {
     if (!lines.length) return;
     const body = lines.join("\n");
     if (half && (lines.length > this.#most || body.length > SINK_SIZE)) return await split();
-    const failure = await this.#offer(new Uint8Array(gzipSync(body, { level: 1 })));
+    const failure = await this.#offer(body, half ? undefined : name);
     if (!failure) {
+      this.#good = lines.at(-1);
       tally.sent += lines.length;
       return;
     }
@@ -1397,9 +1425,13 @@ export class Sinks {
     );
   }
 
-  /** Offers a batch until it is taken, or refused for what is in it; throws Unavailable in the end. */
-  async #offer(body: Uint8Array<ArrayBuffer>): Promise<Refused | undefined> {
+  /**
+   * Offers a batch, or a single line of the sink `lone`, until it is taken or refused for what is in
+   * it; throws Unavailable in the end.
+   */
+  async #offer(text: string, lone?: string): Promise<Refused | undefined> {
     const { influx, relay: { troubles } } = this;
+    const body = packed(text);
     const key = `influx ${influx.url}`;
     const end = performance.now() + SINK_PATIENCE_MS;
     for (let failures = 0;; failures++) {
@@ -1408,15 +1440,19 @@ export class Sinks {
       try {
         failure = await this.#call(influx.write, body);
         if (!failure) troubles.over(key, `"${influx.url}" takes rows again`);
-        if (!failure || [400, 413, 422].includes(failure.status)) return failure;
+        if (!failure) return undefined;
+        const judged = [400, 413, 422].includes(failure.status);
+        if (judged && (!lone || await this.#means(lone, failure))) return failure;
         // Version 1 makes its databases by a query; tried once an outage.
         const lacks = failure.status === 404 && influx.create &&
           /database not found/i.test(failure.text);
         if (lacks && failures === 0 && !await this.#call(influx.create!)) {
-          console.log(`Made the database that INFLUX_BUCKET names in "${influx.url}"`);
+          const name = new URL(influx.write).searchParams.get("db");
+          console.log(`Made the database "${name}" (INFLUX_BUCKET) in "${influx.url}"`);
           continue;
         }
         const advice: Record<string, string> = {
+          400: "correct INFLUX_URL, INFLUX_BUCKET or INFLUX_ORG",
           401: "correct INFLUX_TOKEN, or INFLUX_USER and INFLUX_PASSWORD",
           403: "it may not write there; give its token or user that right",
           404: "make the bucket there, or correct INFLUX_BUCKET, INFLUX_ORG or INFLUX_URL",
@@ -1441,6 +1477,13 @@ export class Sinks {
     }
   }
 
+  /** Whether a refusal means the line, and not whatever comes: then nothing may go on without it. */
+  async #means(sink: string, { text }: Refused): Promise<boolean> {
+    if (/partial write|dropped=/i.test(text)) return true;
+    if (/unable to parse|original_line/.test(text) && text.includes(sink)) return true;
+    return Boolean(this.#good) && !await this.#call(this.influx.write, packed(this.#good!));
+  }
+
   /** Posts; gives what was answered where that is no success. */
   async #call(url: string, body?: Uint8Array<ArrayBuffer>): Promise<Refused | undefined> {
     const { authorization } = this.influx;
@@ -1459,6 +1502,8 @@ export class Sinks {
     return new Refused(response.status, text, response.headers.get("retry-after"));
   }
 }
+
+const packed = (text: string) => new Uint8Array(gzipSync(text, { level: 1 }));
 
 /** The server takes nothing at present. */
 class Unavailable extends Error {}
@@ -1645,7 +1690,9 @@ export class Relay {
         const led = this.leading();
         this.#leadUntil = leads ? started + LEASE_S * 1000 : 0;
         if (leads && !led) this.#lead();
-        if (!leads && !this.#standby) console.log("Another relay leads: this one stands by");
+        if (!leads && !this.#standby) {
+          console.log("Another relay leads, or did a moment ago: this one stands by");
+        }
         this.#standby = !leads;
         if (writes) this.troubles.over("read-only", "The database takes writes again");
         else this.listening = false;
@@ -1881,7 +1928,11 @@ class Chart {
     this.plot = new uPlot({
       width: this.element.clientWidth - 32,
       height: 200,
-      axes: [axis, axis],
+      // As wide as its longest number.
+      axes: [axis, {
+        ...axis,
+        size: (_, labels) => 24 + 7 * Math.max(3, ...(labels ?? []).map((label) => label.length)),
+      }],
       legend: { show: names.length > 1 && names.length < 12 },
       series: [{}, ...names.map((label, i) => ({
         label, stroke: COLOURS[i % COLOURS.length], width: 1.5, spanGaps: true, points: { show: times.length < 2 },
@@ -2104,9 +2155,9 @@ export function targets(
   const tokens = list(env("GRAFANA_TOKEN") || env("GRAFANA_API_KEY"));
   const urls = list(env("GRAFANA_URL")).map((text) => {
     const url = URL.parse(text);
-    if (!url || !/^https?:$/.test(url.protocol)) {
+    if (!url || !/^https?:$/.test(url.protocol) || /@/.test(behind(url))) {
       throw new Error(
-        `Cannot read GRAFANA_URL: "${text}" is not an address like http://localhost:3000`,
+        `Cannot read GRAFANA_URL: "${hidden(text)}" is not an address like http://localhost:3000`,
       );
     }
     return url.origin + url.pathname.replace(/\/+$/, "");

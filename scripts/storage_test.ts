@@ -554,4 +554,172 @@ Deno.test("a column added later, a view taken over, uninstall and migrate again"
   await upkeep(sql);
   deepStrictEqual(await differences(sql), []);
   await rejects(sql`select pgpulse.add_storage('recent_samples', 'at')`, /is no table of its own/);
+
+  // With its data, what migrate made goes altogether; what it stored for others stays.
+  const bare = await script("migrate.ts", ["--uninstall", "--data", "--yes"], env);
+  strictEqual(bare.code, 0, bare.stderr);
+  deepStrictEqual(await differences(sql), []);
+  const left = await sql`
+    select proname from pg_proc where pronamespace in ('rows'::regnamespace, 'packed'::regnamespace)
+    and proname like 'machine%'`;
+  deepStrictEqual([...left], []);
+});
+
+Deno.test("an update or delete that meets another one loses nothing", async () => {
+  await using server = await migrated();
+  const { sql } = server;
+  await sql.unsafe(SAMPLES);
+  await sql.unsafe(STORE);
+  const recent = "at > now() - interval '1 hour'";
+  await sql.unsafe(`update samples set value = 1 where ${recent}`);
+  for (const work of ["update samples set value = value + 10", "delete from samples"]) {
+    const other = postgres(server.url, { max: 1 });
+    let second: Promise<unknown>;
+    await sql.begin(async (tx) => {
+      const { count } = await tx.unsafe(`update samples set value = value + 1 where ${recent}`);
+      ok(count > 3);
+      second = other.unsafe(`${work} where ${recent}`).then(() => "done", (error) => error);
+      await until(
+        "it waits for the first",
+        async () =>
+          (await sql`select from pg_stat_activity where wait_event_type = 'Lock'
+          and query ~ 'samples'`).length > 0,
+      );
+    });
+    const { code, message } = await second! as postgres.PostgresError;
+    strictEqual(code, "40001", message);
+    match(message, /^Cannot (update|delete) a row of "public.samples": somebody has changed it/);
+    await other.end();
+  }
+  // Again, as the hint says.
+  await sql.unsafe(`update samples set value = value + 10 where ${recent}`);
+  const [{ values }] = await sql.unsafe(
+    `select array_agg(distinct value) as values from samples where ${recent}`,
+  );
+  deepStrictEqual(values, [13]);
+  // What a trigger declines is no row less.
+  await sql.unsafe(
+    `create function no() returns trigger language plpgsql as 'begin return null; end';
+    create trigger no before update or delete on rows.samples for each row execute function no()`,
+  );
+  const declined = await sql.unsafe(`update samples set value = 0 where ${recent}`);
+  strictEqual(declined.count, 0);
+});
+
+Deno.test("a sink gets what comes packed from elsewhere, and what retention would drop", async () => {
+  await using server = await migrated();
+  const { sql } = server;
+  await sql.unsafe(SAMPLES);
+  await sql`select pgpulse.add_sink('samples', 'at', '{machine,zone}', '{value}')`;
+  await sql.unsafe(STORE.replace("}')", "}', keep => '20 days')"));
+  /** Sends a piece, or what there is; how many lines. */
+  const send = async (most = 100_000) => {
+    const [plan] = await sql`select piece from pgpulse.plan_sink('samples', ${most})`;
+    if (!plan) return 0;
+    return await sql.begin(async (tx) => {
+      await tx`select pgpulse.read_sink('samples', ${plan.piece})`;
+      const lines = await tx`fetch all from pgpulse_sink`;
+      await tx`select pgpulse.ack_sink('samples', ${plan.piece}, ${lines.length})`;
+      return lines.length;
+    });
+  };
+  const count = async (where: string) =>
+    (await sql.unsafe(`select count(*)::int as n from samples where ${where}`))[0].n as number;
+  const old = "at < now() - interval '21 days'";
+  // In the midst of what was there before it: what it has sent goes, the rest waits.
+  await refresh(sql);
+  const before = await count("true");
+  let sent = 0;
+  for (let i = 0; !sent && i < 99; i++) sent = await send(10);
+  ok(sent > 0 && sent < 100, `${sent} sent`);
+  await upkeep(sql);
+  ok(await count("true") >= before - sent);
+  ok(await count(old) > 300);
+  for (let n = 1; n; sent += n) n = await send();
+  strictEqual(sent, before);
+  await upkeep(sql);
+  strictEqual(await count(old), 0);
+
+  // Late rows while the receiver is away, as rows and as history.
+  await sql`insert into samples (id, machine, at) select 1, 'late', now() - interval '40 days' from generate_series(1, 9)`;
+  await sql`create table history (like plain)`;
+  await sql`insert into history (id, machine, at)
+    select i, 'history', now() - interval '9 days' - i * interval '1 min' from generate_series(1, 900) i`;
+  const [{ n }] = await sql`select pgpulse.pack_from('samples', 'history')::int as n`;
+  strictEqual(n, 0);
+  await refresh(sql);
+  await upkeep(sql);
+  strictEqual(await count("machine = 'late'"), 9);
+  // The ones without a field are counted, and have no line.
+  strictEqual(await send(), 909);
+  await upkeep(sql);
+  strictEqual(await count("machine = 'late'"), 0);
+  strictEqual(await count("machine = 'history'"), 900);
+  const [{ rows }] =
+    await sql`select count(*)::int as rows from rows.samples where machine = 'history'`;
+  strictEqual(rows, 0, "packed then");
+});
+
+Deno.test("the server packs what it may read into what it may write", async () => {
+  await using server = await migrated();
+  const own = postgres(server.urlFor("server", "server"), { max: 1 });
+  await server.sql.unsafe(SAMPLES);
+  await server.sql.unsafe(STORE);
+  const [{ owner }] = await own`
+    select proowner::regrole::text as owner from pg_proc where proname = 'pack_from'`;
+  await own.unsafe(`create temp table history (like machine_metrics);
+    grant select on history to ${owner};
+    insert into history (machine_id, metric_type, value, "timestamp")
+    select 'm', 'speed', i, now() - interval '10 days' - i * interval '1 min' from generate_series(1, 50) i`)
+    .simple();
+  const [{ n }] = await own`select pgpulse.pack_from('machine_metrics', 'history')::int as n`;
+  strictEqual(n, 50);
+  const [read] = await own`select count(*)::int as n from machine_metrics`;
+  strictEqual(read.n, 50);
+  await rejects(
+    own`select pgpulse.pack_from('samples', 'history')`,
+    /role "server" may not read the one and write the other/,
+  );
+  await rejects(
+    own`select pgpulse.pack_from('machine_metrics', 'machine_metrics')`,
+    /no plain table/,
+  );
+  await own.end();
+});
+
+Deno.test("readers that hold the view for long do not stop packing", async () => {
+  await using server = await migrated();
+  const { sql } = server;
+  await sql.unsafe(SAMPLES);
+  await sql.unsafe(STORE);
+  await refresh(sql);
+  await upkeep(sql);
+  // Numbers that need another form than all those before.
+  await sql`insert into samples (id, machine, value, at)
+    select i, 'm1', i / 7.0, now() - interval '9 days' + i * interval '1 s' from generate_series(1, 99) i`;
+  await refresh(sql);
+  const [before] = await sql`select count(*)::int as n, sum(id)::int as ids from samples`;
+  const step = await sql.begin(async (reader) => {
+    await reader`select count(*) from samples`;
+    const step = (async () => {
+      for (;;) {
+        const done = await upkeep(sql, 1);
+        if (done.length) return done;
+      }
+    })();
+    // Where an assertion fails it ends with the server.
+    step.catch(() => {});
+    await until("it waits for more than a moment", async () =>
+      (await sql`select from pg_locks
+        where not granted and relation = 'packed.samples_rows'::regclass
+          and clock_timestamp() - waitstart > interval '200 ms'`).length > 0);
+    return { step };
+  });
+  const [done] = await step.step;
+  deepStrictEqual([done?.action, done?.detail], ["pack", "the view reads more columns"]);
+  const was = await packed(sql);
+  await upkeep(sql);
+  strictEqual(await packed(sql), was + 99);
+  const [after] = await sql`select count(*)::int as n, sum(id)::int as ids from samples`;
+  deepStrictEqual(after, before);
 });

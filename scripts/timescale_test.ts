@@ -380,3 +380,36 @@ test("the way over: rows, packed history and rollups, with stops in between", as
   const [{ before }] = await sql`select count(*)::int as before from rollup.samples_1d_before`;
   ok(before > 0, "what was rolled up of rows that retention took is there");
 });
+
+test("rows that repeat packed ones, triggers that are off, rows for a sink", async () => {
+  await using server = await timescale(false);
+  const { sql } = server;
+  await sql.unsafe(`
+    create table samples (machine text, value float8, at timestamptz not null, primary key (machine, at));
+    create function no() returns trigger language plpgsql as 'begin return null; end';
+    create trigger no before insert on samples for each row execute function no();
+    alter table samples disable trigger no;
+    select pgpulse.add_storage('samples', 'at', keys => '{machine}', pack_after => '2 days');
+    insert into samples select 'm', i, now() - interval '5 days' - i * interval '1 min'
+    from generate_series(1, 99) i`).simple();
+  while ((await sql`select from pgpulse.upkeep_storage() where more`).length);
+  await sql`insert into samples select machine, 1000, at from samples`;
+  await sql`create extension timescaledb`;
+  await migrate(server);
+  const mover = postgres(server.url, { max: 1, onnotice: () => {} });
+  await mover`call pgpulse.move_to_timescale('samples')`;
+  await mover.end();
+  const [moved] = await sql`select count(*)::int as n, max(value)::int as most,
+      (select tgenabled::text from pg_trigger where tgrelid = 'samples'::regclass and tgname = 'no') as no
+    from samples`;
+  deepStrictEqual(moved, { n: 99, most: 99, no: "D" });
+
+  await sql`create table sent (value float8, at timestamptz not null)`;
+  await sql`select pgpulse.add_sink('sent', 'at', '{}', '{value}')`;
+  await sql`select pgpulse.add_storage('sent', 'at')`;
+  await sql`create table more as select * from sent`;
+  await sql`insert into more values (1, now() - interval '9 days')`;
+  await sql`select pgpulse.pack_from('sent', 'more')`;
+  const [{ found }] = await sql`select count(*)::int as found from sent where tx > 0`;
+  strictEqual(found, 1);
+});

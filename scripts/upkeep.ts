@@ -79,20 +79,24 @@ const title = ({ what, name }: Done) => [what, name].filter(Boolean).join(" ");
 
 /** Tells each fault when it is new or another one, and when it has ended. */
 class Faults {
-  readonly told = new Map<string, string>();
+  readonly told = new Map<string, Done>();
 
-  take(rows: Done[]): void {
-    for (const [key, fault] of this.told) {
+  /** `faulty`: names that the database itself notes a fault of. */
+  take(rows: Done[], faulty: string[] = []): void {
+    for (const [key, { name, fault }] of this.told) {
       const same = rows.filter((row) => title(row) === key);
       // Where another session is at work, nothing is known.
       if (same.some((row) => row.fault || row.more === null)) continue;
       if (!same.length && rows.some(({ more }) => more === null)) continue;
+      // Nor where its turn has not come, or somebody else has the table.
+      if (!same.length && rows.some((row) => row.name === name && row.more)) continue;
+      if (!same.length && faulty.includes(name!)) continue;
       this.told.delete(key);
       console.log(`${key} works again (it was: ${fault})`);
     }
     for (const row of rows) {
-      if (!row.fault || this.told.get(title(row)) === row.fault) continue;
-      this.told.set(title(row), row.fault);
+      if (!row.fault || this.told.get(title(row))?.fault === row.fault) continue;
+      this.told.set(title(row), row);
       console.error(`Cannot do ${title(row)}: ${row.fault}`);
     }
   }
@@ -105,12 +109,18 @@ async function keep(sql: postgres.Sql, every: number, once: boolean, signal: Abo
   let away = "", tries = 0, behind = false, waits = false;
   while (!signal.aborted) {
     const next = performance.now() + every;
-    let rows: Done[];
+    let rows: Done[], faulty: { name: string }[];
     try {
       const query = sql<Done[]>`select what, name, detail, more, fault from pgpulse.upkeep()`;
       const cancel = () => query.cancel();
       signal.addEventListener("abort", cancel);
       rows = await query.finally(() => signal.removeEventListener("abort", cancel));
+      const told = [...faults.told.values()].map(({ name }) => name);
+      faulty = told.length === 0 ? [] : await sql<{ name: string }[]>`
+        select name
+        from unnest(${told}::text[]) as name
+        join pgpulse.storage on source = to_regclass(name)
+        where fault is not null`;
     } catch (error) {
       if (signal.aborted) break;
       const trouble = explain(error, sql);
@@ -122,7 +132,7 @@ async function keep(sql: postgres.Sql, every: number, once: boolean, signal: Abo
     }
     if (away) console.log("The database is back");
     [away, tries] = ["", 0];
-    faults.take(rows);
+    faults.take(rows, faulty.map(({ name }) => name));
     const more = rows.filter((row) => row.more);
     for (const row of rows) {
       // Refreshing is daily bread, unless it takes many pieces; all else is told when it is done.
@@ -144,7 +154,17 @@ async function keep(sql: postgres.Sql, every: number, once: boolean, signal: Abo
       await pause(1_000);
     } else await pause(next - performance.now());
   }
-  if (once && !faults.told.size && !signal.aborted) console.log("All is up to date");
+  if (once && !faults.told.size && !signal.aborted) {
+    console.log("All is up to date");
+    const held = await sql<{ source: string; until: Date }[]>`
+      select source::text, hold_until as until
+      from pgpulse.storage
+      where hold_until > now()`;
+    for (const { source, until } of held) {
+      const told = "it was unpacked, and may be corrected until then (see pgpulse.unpack)";
+      console.log(`Nothing of ${source} is packed before ${until.toISOString()}: ${told}`);
+    }
+  }
   return once && (faults.told.size || signal.aborted) ? 1 : 0;
 }
 
@@ -236,30 +256,40 @@ export function explain(error: unknown, sql?: postgres.Sql): string {
 }
 // --- end of explain ---
 
+function flags(args: string[]) {
+  try {
+    const { values } = parseArgs({
+      args,
+      options: {
+        every: { type: "string", default: "1m" },
+        once: { type: "boolean", default: false },
+        help: { type: "boolean", short: "h" },
+      },
+    });
+    return values;
+  } catch (error) {
+    const [first] = (error as Error).message.replaceAll("'", '"').split(/\. |\.?\n|\.$/);
+    throw new Error(`Cannot read the command line: ${first}; see deno task upkeep --help`);
+  }
+}
+
 async function main(args: string[]): Promise<number> {
-  const { values } = parseArgs({
-    args,
-    options: {
-      every: { type: "string", default: "1m" },
-      once: { type: "boolean", default: false },
-      help: { type: "boolean", short: "h" },
-    },
-  });
-  if (values.help) {
+  const { every: pace, once, help } = flags(args);
+  if (help) {
     console.log(HELP);
     return 0;
   }
-  const every = duration(values.every);
+  const every = duration(pace);
   const sql = connect({ max: 1, connection: { application_name: "pgpulse upkeep" } });
   const stop = new AbortController();
   Deno.addSignalListener("SIGINT", () => stop.abort());
   if (Deno.build.os !== "windows") Deno.addSignalListener("SIGTERM", () => stop.abort());
   const { host, port, database } = sql.options;
-  if (!values.once) {
-    console.log(`Tends database "${database}" at "${host}:${port}" every ${values.every}`);
+  if (!once) {
+    console.log(`Tends database "${database}" at "${host}:${port}" every ${pace}`);
   }
   try {
-    return await keep(sql, every, values.once, stop.signal);
+    return await keep(sql, every, once, stop.signal);
   } finally {
     await sql.end({ timeout: 1 });
   }

@@ -66,21 +66,50 @@ Deno.test("upkeep", async (t) => {
       const refused = await script("upkeep.ts", ["--every", "soon"], env);
       strictEqual(refused.code, 1);
       match(refused.stderr, /^Cannot call it every "soon": give 1s to 24h/);
+      const unknown = await script("upkeep.ts", ["--nonsense"], env);
+      match(unknown.stderr, /^Cannot read the command line: Unknown option "--nonsense"; see deno/);
     },
   );
 
   await t.step("a fault is told once and holds up nothing, and its end is told", async () => {
+    await sql`alter table rollup.docs_1m add constraint never check (false) not valid`;
+    await sql`insert into docs values ('{"cpu": "1"}', '2026-01-05Z')`;
     await using upkeep = await background("upkeep", ["--every", "1s"], env);
-    await upkeep.said(/^Cannot do refresh docs: /);
+    await upkeep.said(/^Cannot do refresh docs: .*never/);
     await insert(20);
     await until("the other rollup goes on", rolledUp);
     await insert(20);
     await until("and on", rolledUp);
     strictEqual(upkeep.count(/Cannot do refresh docs/), 1);
     await sql`update docs set doc = '{"cpu": "2"}'`;
-    await upkeep.said(/^refresh docs works again \(it was: .*much/);
+    await sql`alter table rollup.docs_1m drop constraint never`;
+    await upkeep.said(/^refresh docs works again \(it was: .*never/);
     strictEqual(await upkeep.end("SIGINT"), 0);
   });
+
+  await t.step(
+    "a stored table's is told once, though others have the table meanwhile",
+    async () => {
+      await sql`create table stored (host text, n int, at timestamptz not null)`;
+      await sql`insert into stored select 'a', i, now() - i * interval '1 hour' from generate_series(1, 500) i`;
+      await sql`select pgpulse.add_storage('stored', 'at', keys => '{host}', pack_after => '7 days')`;
+      await sql`alter table packed.stored add constraint never check (false)`;
+      await using upkeep = await background("upkeep", ["--every", "1s"], env);
+      await upkeep.said(/^Cannot do pack .*stored: .*never/);
+      await sql.begin(async (other) => {
+        await other`select * from pgpulse.upkeep_storage()`;
+        // Calls meanwhile meet the table taken.
+        await new Promise((done) => setTimeout(done, 2_500));
+      });
+      await insert(20);
+      await until("it goes on", rolledUp);
+      deepStrictEqual([upkeep.count(/^Cannot do pack/), upkeep.count(/works again/)], [1, 0]);
+      await sql`alter table packed.stored drop constraint never`;
+      await upkeep.said(/^pack .*stored works again \(it was: .*never/);
+      await upkeep.end();
+      await sql`select pgpulse.drop_storage('stored')`;
+    },
+  );
 
   await t.step("an outage of the database is told once and waited out", async () => {
     await using upkeep = await background("upkeep", ["--every", "1s"], env);

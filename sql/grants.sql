@@ -9,18 +9,30 @@ grant usage on schema rows, packed to public;
 do $$
 declare
     sequence regclass;
+    -- Left out where its tables would be others' own.
+    factory boolean := to_regprocedure('pgpulse.add_factory(boolean)') is not null;
 begin
     if to_regrole('server') is not null then
         grant usage on schema public, live, rollup, pgpulse to server;
         grant select, insert on public.metrics, public.live_metrics to server;
-        grant select, insert on public.machine_metrics to server;
-        grant select, insert, update, delete
-            on public.machines, public.machine_history, public.energy_consumption, public.production,
-            public.alarms, public.maintenance, public.downtime
-            to server;
+        if factory then
+            -- By its name, and where COPY goes straight to the partitions.
+            execute format(
+                'grant select, insert on public.machine_metrics, %s to server',
+                pgpulse.rows_of('public.machine_metrics')
+            );
+            grant select, insert, update, delete
+                on public.machines, public.machine_states, public.machine_history,
+                public.energy_consumption, public.production,
+                public.alarms, public.maintenance, public.downtime
+                to server;
+        end if;
         for sequence in
             select s::regclass
-            from unnest(array['metrics', 'live_metrics', 'alarms', 'maintenance', 'downtime']) t
+            from unnest(
+                array['metrics', 'live_metrics']
+                    || case when factory then array['alarms', 'maintenance', 'downtime'] end
+            ) t
             join pg_attribute a on a.attrelid = ('public.' || t)::regclass and a.attname = 'id',
                 pg_get_serial_sequence('public.' || t, 'id') s
             where s is not null
@@ -41,14 +53,8 @@ begin
             to server;
         grant execute on function pgpulse.hold_lease, pgpulse.refresh_rollups, pgpulse.upkeep to server;
         grant select on pgpulse.storage to server;
-        grant select, insert on all tables in schema rows to server;
-        grant usage on all sequences in schema rows to server;
-        grant select on all tables in schema packed to server;
         grant execute on all functions in schema packed to server;
-        grant execute on function pgpulse.upkeep_storage to server;
-        alter default privileges in schema rows grant select, insert on tables to server;
-        alter default privileges in schema rows grant usage on sequences to server;
-        alter default privileges in schema packed grant select on tables to server;
+        grant execute on function pgpulse.upkeep_storage, pgpulse.pack_from to server;
         alter default privileges in schema packed grant execute on functions to server;
         alter default privileges in schema live, rollup grant select on tables to server;
         alter default privileges in schema rollup grant execute on functions to server;
@@ -95,6 +101,12 @@ begin
     end if;
 end
 $$;
+
+-- Who may read a stored table may read what is packed of it.
+select pgpulse.share_rights(s)
+from pgpulse.storage s
+join pg_class c on c.oid = s.packed
+where pg_has_role(c.relowner, 'usage');
 
 -- Where time_bucket is ours, everybody finds it, last: a TimescaleDB of later wins.
 do $$

@@ -137,6 +137,10 @@ begin
                 execute format('drop view public.%I cascade', name);
                 execute format('drop table rows.%1$I, packed.%1$I cascade', name);
                 execute format('drop function rows.%I()', name || '_write');
+                execute format('drop function packed.%I(int)', name || '_guess');
+                for level in 1..5 loop
+                    execute format('drop function packed.%I(float8)', name || '_' || 8 ^ level);
+                end loop;
             else
                 execute format('drop table public.%I cascade', name);
             end if;

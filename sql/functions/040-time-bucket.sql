@@ -31,6 +31,8 @@ begin
                 extract(year from bucket_width) * 12 + extract(month from bucket_width)
             )::int)
                 then date_bin(bucket_width, ts, origin)
+            -- infinity has no month
+            when not isfinite(ts) then ts
             else date_trunc('month', origin) + make_interval(months => (floor(
                 (
                     (extract(year from ts) - extract(year from origin)) * 12
@@ -141,6 +143,18 @@ begin
     parallel safe
     as $$
         select compat.time_bucket(bucket_width, ts::timestamp, origin::timestamp)::date
+    $$;
+
+    create or replace function compat.time_bucket(
+        bucket_width interval,
+        ts date,
+        "offset" interval
+    ) returns date
+    language sql
+    immutable
+    parallel safe
+    as $$
+        select (compat.time_bucket(bucket_width, ts - "offset") + "offset")::date
     $$;
 
     create or replace function compat.time_bucket(

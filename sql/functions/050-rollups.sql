@@ -256,6 +256,27 @@ comment on function pgpulse.rollup_changed() is
 
 revoke execute on function pgpulse.rollup_changed from public;
 
+-- Takes the triggers from tables that are no part of the source any more. A detached partition without
+-- them is known, once it is attached again, as one with rows that came unseen.
+create or replace function pgpulse.release_parts(r pgpulse.rollups) returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    trigger record;
+begin
+    for trigger in
+        select tgrelid::regclass as relation, tgname
+        from pg_trigger
+        where tgfoid = 'pgpulse.rollup_changed'::regproc
+            and tgname ~ ('^pgpulse_rollup_' || r.rollup || '_[udt]$')
+            and not exists (select from pgpulse.parts_of(r.source) as p where p = tgrelid)
+    loop
+        execute format('drop trigger %I on %s', trigger.tgname, trigger.relation);
+    end loop;
+end
+$$;
+
 -- Brings the triggers to the table that holds the rows and to those of its partitions that have none
 -- yet. rolled: a partition without them may hold rows from before this transaction that came unseen,
 -- by attach partition for example; these are counted anew. Without it, nothing is.
@@ -354,10 +375,12 @@ from rollup.%3$I$q$,
         select *
         from (values ('1 minute', '_1m'), ('1 hour', '_1h'), ('1 day', '_1d')) as steps (step, suffix)
     loop
+        -- "is true" keeps the first bound from the index: a range with an end that the planner does not
+        -- know counts as nearly empty, and it would read all series' rows of it for one.
         branches := branches || format(
             $q$select interval %1$L, bucket%2$s, points%3$s
 from rollup.%4$I
-where bucket < (select %6$s)
+where (bucket < (select %6$s)) is true
 union all
 select interval %1$L, bucket%2$s, points%9$s
 from (
@@ -476,6 +499,37 @@ begin
 end
 $$;
 
+create or replace function pgpulse.item_of(view regclass) returns text
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+    -- Up to PostgreSQL 15 with the name of the table before each column.
+    select replace(substr(body, 9, strpos(body, ' AS "pgpulse item"') - 9), '"pgpulse row".', '')
+    from pg_get_viewdef(view) as body
+$$;
+
+-- Expressions over a table as they read where no schema is searched: what the names in them mean here
+-- and now. Triggers and refreshes know no other names. A column alone stays its quoted name.
+create or replace function pgpulse.resolved(source regclass, expressions text[]) returns text[]
+language plpgsql
+as $$
+declare
+    expression text;
+    found text[] := '{}';
+begin
+    foreach expression in array expressions loop
+        execute format(
+            'create temp view pgpulse_item as select %s as "pgpulse item" from %s as "pgpulse row"',
+            expression, source
+        );
+        found := found || pgpulse.item_of('pg_temp.pgpulse_item');
+        drop view pg_temp.pgpulse_item;
+    end loop;
+    return found;
+end
+$$;
+
 create or replace function pgpulse.add_rollup(
     source regclass,
     time_column text,
@@ -493,12 +547,14 @@ declare
     rows regclass;
     columns text;
     suffix text;
+    had_tx boolean;
 begin
     r.source := pgpulse.name_of(add_rollup.source);
     r.time_column := add_rollup.time_column;
     r.rollup := coalesce(add_rollup.name, (select relname from pg_class where oid = r.source));
-    if r.rollup !~ '^[a-z_][a-z0-9_]{0,50}$' then
-        raise exception 'Cannot add rollup "%": a name has a-z, 0-9 and _, 51 at most', r.rollup
+    -- So long that names of triggers still differ.
+    if r.rollup !~ '^[a-z_][a-z0-9_]{0,45}$' then
+        raise exception 'Cannot add rollup "%": a name has a-z, 0-9 and _, 46 at most', r.rollup
             using hint = 'Give one: name => ''a_name''';
     end if;
     rows := pgpulse.rows_of(r.source);
@@ -524,8 +580,15 @@ begin
         raise exception 'Cannot add rollup "%": it needs measures, named otherwise than its keys', r.rollup
             using hint = 'measures => array[''value as reading'']';
     end if;
+    r.key_expressions := pgpulse.resolved(r.source, r.key_expressions);
+    r.measure_expressions := pgpulse.resolved(r.source, r.measure_expressions);
     select * into old from pgpulse.rollups o where o.rollup = r.rollup;
     if old.rollup is not null then
+        if old.source = r.source then
+            -- Older versions kept them as they were given.
+            old.key_expressions := pgpulse.resolved(old.source, old.key_expressions);
+            old.measure_expressions := pgpulse.resolved(old.source, old.measure_expressions);
+        end if;
         if (old.source, old.time_column, old.keys, old.key_expressions, old.measures,
             old.measure_expressions)
             is distinct from (r.source, r.time_column, r.keys, r.key_expressions, r.measures,
@@ -536,6 +599,9 @@ begin
                         'or add the new one under another name', r.rollup
                 );
         end if;
+        update pgpulse.rollups o
+        set key_expressions = r.key_expressions, measure_expressions = r.measure_expressions
+        where o.rollup = r.rollup;
         perform pgpulse.remake_rollup(old.rollup);
         return;
     end if;
@@ -544,26 +610,14 @@ begin
         perform pgpulse.add_caggs(r);
         return;
     end if;
-    -- txid_current() is stable: no row is rewritten. BRIN: next to nothing for each insert.
-    if not exists (
-        select from pg_attribute where attrelid = r.source and attname = 'tx' and not attisdropped
-    ) then
-        if rows <> r.source then
-            raise exception 'Cannot add rollup "%": % has no column tx', r.rollup, r.source
-                using hint = 'Add the rollup before the storage';
-        end if;
-        execute format('alter table %s add column tx bigint default txid_current()', rows);
-        execute format('comment on column %s.tx is %L', rows,
-            'Transaction that inserted the row: how rollups find what is new. Never write it.');
+    -- Whoever packs knows of the rollup then, and leaves what it has not counted.
+    if rows <> r.source then
+        perform pg_advisory_xact_lock(hashtextextended('pgpulse storage ' || rows::oid, 0));
     end if;
-    if not exists (
-        select
-        from pg_index i
-        join pg_attribute a on a.attrelid = i.indrelid and a.attnum = i.indkey[0]
-        where i.indrelid = rows and a.attname = 'tx'
-    ) then
-        execute format('create index on %s using brin (tx) with (pages_per_range = 32)', rows);
-    end if;
+    had_tx := exists (
+        select from pg_attribute where attrelid = rows and attname = 'tx' and not attisdropped
+    );
+    perform pgpulse.add_tx(r.source);
     perform pgpulse.make_rollup_rows(r);
     select string_agg(format(E',\n    %I %s', attname, format_type(atttypid, atttypmod)), '' order by attnum)
     into columns
@@ -618,7 +672,20 @@ begin
     )
     returning * into r;
     perform pgpulse.make_rollup_view(r);
-    perform pgpulse.capture_changes(r);
+    -- Rows without transaction are there only where others had the column before.
+    perform pgpulse.capture_changes(r, case when had_tx then 0 end);
+    -- What is packed already no refresh would find: it is counted day by day.
+    if rows <> r.source then
+        execute format(
+            $q$insert into rollup.%I (bucket, tx)
+            select distinct day, -1
+            from (select distinct chunk$at as at from %s) as chunks,
+                generate_series(at, at + %L::interval - interval '1 microsecond', '24 hours') as day$q$,
+            r.rollup || '_changed',
+            (select s.packed from pgpulse.storage s where s.source = r.source),
+            (select pgpulse.chunk(s) from pgpulse.storage s where s.source = r.source)
+        );
+    end if;
     -- Graded windows of streams may read it.
     perform pg_notify('pgpulse', 'pgpulse.streams');
 end
@@ -627,29 +694,24 @@ $$;
 comment on function pgpulse.add_rollup is
     'Rolls a table up by minute, hour and day, to be read as rollup.<name>. time_column: a timestamptz. '
     'keys, measures: columns or ''expression as name''; keys tell series apart, measures are cast to '
-    'double precision. The table gets a last column tx and triggers; pgpulse.refresh_rollups keeps up.';
+    'double precision. The table gets a last column tx and triggers; pgpulse.refresh_rollups keeps up. '
+    'Readers and writers of a large table wait while the small index of tx is made: one scan. A row of '
+    'which an expression fails is left out of all minutes, and told as a fault once; until the next refresh '
+    'panels meet it too, and with step 0 always: better guard it, case when ... ~ ... end. Where a key '
+    'fails, also UPDATE and DELETE of the row do, unless with set local pgpulse.keep_rollups = on.';
 
 create or replace function pgpulse.remake_rollup(name text) returns void
 language plpgsql
 as $$
 declare
     r pgpulse.rollups;
-    trigger record;
 begin
     select * into r from pgpulse.rollups known where known.rollup = remake_rollup.name;
     if r.rollup is null then
         raise exception 'Cannot remake rollup "%": there is none of that name', name
             using hint = 'select rollup from pgpulse.rollups lists them';
     end if;
-    for trigger in
-        select tgrelid::regclass as relation, tgname
-        from pg_trigger
-        where tgfoid = 'pgpulse.rollup_changed'::regproc
-            and tgname ~ ('^pgpulse_rollup_' || r.rollup || '_[udt]$')
-            and not exists (select from pgpulse.parts_of(r.source) as p where p = tgrelid)
-    loop
-        execute format('drop trigger %I on %s', trigger.tgname, trigger.relation);
-    end loop;
+    perform pgpulse.release_parts(r);
     perform pgpulse.make_rollup_rows(r);
     perform pgpulse.make_rollup_view(r);
     if not pgpulse.is_hypertable(r.source) then
@@ -696,21 +758,12 @@ begin
     foreach suffix in array array['_1m', '_1h', '_1d', '_changed'] loop
         execute format('drop table rollup.%I', r.rollup || suffix);
     end loop;
-    if not exists (select from pgpulse.rollups o where o.source = r.source)
-        and exists (
-            select
-            from pg_attribute a
-            where a.attrelid = r.source
-                and a.attname = 'tx'
-                and col_description(a.attrelid, a.attnum) like 'Transaction that inserted the row: how rollups%'
-        ) then
-        execute format('alter table %s drop column tx', r.source);
-    end if;
+    perform pgpulse.drop_tx(r.source);
 end
 $$;
 
 comment on function pgpulse.drop_rollup is
-    'Drops a rollup with what it has rolled up, its triggers, and with the last one the column tx.';
+    'Drops a rollup with what it has rolled up, its triggers, and the column tx once nothing needs it.';
 
 -- Restored into another cluster transaction numbers start anew. Rows that were not rolled up yet, and
 -- those whose number may be of either cluster, are counted again with all of their minute.
@@ -721,17 +774,27 @@ as $$
 declare
     ahead bigint := txid_snapshot_xmax(txid_current_snapshot());
     rows regclass := pgpulse.rows_of(r.source);
+    other pgpulse.rollups;
 begin
     if r.cluster = pgpulse.cluster() and r.rolled_tx <= ahead then
         return r;
     end if;
     execute pgpulse.mark_changed(r, format(
-        '(select * from %s where tx > 0 and (tx < %s or tx >= %s)) as rows', rows, ahead, r.rolled_tx
+        '(select * from %s where tx > 0 and tx < %s) as rows', rows, ahead
     )) using 0::bigint;
+    -- What loses its number here is new to none of the rollups any more.
+    for other in select * from pgpulse.rollups known where known.source = r.source loop
+        execute pgpulse.mark_changed(other, format(
+            '(select * from %s where tx >= %s) as rows', rows, greatest(ahead, other.rolled_tx)
+        )) using 0::bigint;
+    end loop;
     set local pgpulse.keep_rollups = on;
-    execute format('update %s set tx = 0 where tx >= $1', rows) using ahead;
+    -- The statement's own snapshot: it sees no row of this cluster with such a number.
+    execute format(
+        'update %s set tx = 0 where tx >= txid_snapshot_xmax(txid_current_snapshot())', rows
+    );
     set local pgpulse.keep_rollups = off;
-    execute format('update rollup.%I set tx = 0', r.rollup || '_changed');
+    execute format('update rollup.%I set tx = 0 where tx > 0', r.rollup || '_changed');
     r.rolled_tx := upto;
     return r;
 end
@@ -761,6 +824,15 @@ begin
 end
 $$;
 
+-- A row from here on moves no end: one with a clock decades ahead would make each insert dearer for good.
+create or replace function pgpulse.far_ahead() returns timestamptz
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select date_bin('1 day', now(), '2000-01-01 00:00:00+00') + interval '48 hours'
+$$;
+
 -- Adds rows, given as a query of the form of pgpulse.rows_query, to what there is. Who calls it has the
 -- rollup's lock.
 create or replace function pgpulse.add_rows(r pgpulse.rollups, rows text) returns bigint
@@ -775,7 +847,24 @@ declare
     keys text := pgpulse.each(pgpulse.quoted(r.keys), ', {}');
     added bigint;
     latest timestamptz;
+    ahead timestamptz := pgpulse.far_ahead();
+    far timestamptz;
+    free text;
 begin
+    -- Nothing is rolled up between newest and the first day far ahead that has something.
+    execute format('select coalesce(min(bucket), ''infinity'') from rollup.%I where bucket > $1', r.rollup || '_1d')
+        into far using r.newest;
+    if far < ahead or r.newest >= ahead then
+        -- That day has come near, or a version that knew of none wrote newest.
+        execute format(
+            'select
+                coalesce(max(bucket) filter (where bucket < $1) + interval ''24 hours'', ''-infinity''),
+                coalesce(min(bucket) filter (where bucket >= $1), ''infinity'')
+            from rollup.%I',
+            r.rollup || '_1d'
+        ) into r.newest, far using ahead;
+    end if;
+    free := format('bucket > %L and bucket < %L', r.newest, far);
     -- "offset 0" makes the pairs once a row and not anew for each use, which costs half of a refresh.
     execute format(
         $q$with _1m as materialized (
@@ -803,7 +892,8 @@ begin
 ), put_1d as (
 %12$s
 )
-select (select coalesce(sum(points)::bigint, 0) from _1d), (select max(bucket) from _1m)$q$,
+select (select coalesce(sum(points)::bigint, 0) from _1d),
+    (select max(bucket) filter (where bucket < %13$L) from _1m)$q$,
         pgpulse.minute_of('"time"'),
         keys,
         pgpulse.partial_of_rows(r),
@@ -812,18 +902,16 @@ select (select coalesce(sum(points)::bigint, 0) from _1d), (select max(bucket) f
         pgpulse.minute_of('_1m.bucket', '1 hour'),
         pgpulse.minute_of('_1h.bucket', '1 day'),
         pgpulse.partial_of_partials(r),
-        pgpulse.put_partials(
-            r, '_1m', format('_1m where bucket > %L and bucket >= %L', r.newest, r.since_1m), true
-        ),
-        pgpulse.put_partials(
-            r, '_1m', format('_1m where bucket <= %L and bucket >= %L', r.newest, r.since_1m)
-        ),
+        pgpulse.put_partials(r, '_1m', format('_1m where %s and bucket >= %L', free, r.since_1m), true),
+        pgpulse.put_partials(r, '_1m', format('_1m where not (%s) and bucket >= %L', free, r.since_1m)),
         pgpulse.put_partials(r, '_1h', format('_1h where bucket >= %L', r.since_1h)),
-        pgpulse.put_partials(r, '_1d', format('_1d where bucket >= %L', r.since_1d))
+        pgpulse.put_partials(r, '_1d', format('_1d where bucket >= %L', r.since_1d)),
+        ahead
     ) into added, latest;
+    latest := greatest(latest, r.newest);
     update pgpulse.rollups known
-    set newest = greatest(known.newest, latest)
-    where known.rollup = r.rollup and latest > known.newest;
+    set newest = latest
+    where known.rollup = r.rollup and known.newest <> latest;
     return added;
 end
 $$;
@@ -831,9 +919,46 @@ $$;
 comment on function pgpulse.add_rows is
     'Adds rows to a rollup that no refresh will see come, as they are packed or purged at once.';
 
+-- Rows of a relation as pgpulse.rows_query gives them, in pg_temp.pgpulse_sound, without those for which
+-- an expression fails: one by one, as nothing else tells which they are. The fault says how many.
+create or replace function pgpulse.sound_rows(r pgpulse.rollups, relation regclass, condition text)
+returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    one record;
+    failed bigint := 0;
+    reason text;
+begin
+    if to_regclass('pg_temp.pgpulse_sound') is not null then
+        drop table pg_temp.pgpulse_sound;
+    end if;
+    execute format(
+        'create temp table pgpulse_sound on commit drop as select * from rollup.%I limit 0',
+        r.rollup || '_rows'
+    );
+    for one in
+        execute format('select pgpulse_row as it from %s as pgpulse_row where %s', relation, condition)
+    loop
+        begin
+            execute 'insert into pg_temp.pgpulse_sound '
+                || pgpulse.rows_query(r, '(select ($1).*) as s') using one.it;
+        exception when data_exception then
+            failed := failed + 1;
+            reason := sqlerrm;
+        end;
+    end loop;
+    update pgpulse.rollups known
+    set fault = format('%s rows are left out, as an expression fails for them: %s', failed, reason)
+    where known.rollup = r.rollup and failed > 0;
+end
+$$;
+
 -- Counts again what was noted as changed, at most so many series and minutes of it, day by day, so
--- that the planner knows where the rows are. What a step has of a day is made of the next finer one
--- that still has that day; a day whose rows are gone stays as it is.
+-- that the planner knows where the rows are; and a whole day (its tx is -1), the newest first. What a
+-- step has of a day is made of the next finer one that still has that day; a day whose rows are gone
+-- stays as it is. Days have 24 hours, whatever the session's time zone.
 create or replace function pgpulse.recount_changed(r pgpulse.rollups, upto bigint, most int)
 returns table (recounted bigint, more boolean)
 language plpgsql
@@ -845,9 +970,12 @@ as $$
 declare
     keys text := pgpulse.each(pgpulse.quoted(r.keys), ', {}');
     same text;
+    whole timestamptz[];
     "day" timestamptz;
+    relation text;
     finer text;
     time_column text;
+    fine text;
     step record;
     n bigint;
 begin
@@ -859,13 +987,22 @@ begin
         return;
     end if;
     execute format(
+        $q$with taken as (
+    delete from rollup.%1$I
+    where ctid = any (array(select ctid from rollup.%1$I where tx = -1 order by bucket desc limit $1))
+    returning bucket
+)
+select coalesce(array_agg(bucket), '{}') from taken$q$,
+        r.rollup || '_changed'
+    ) into whole using case when most is not null then 1 end;
+    execute format(
         'create temp table pgpulse_changed on commit drop as select bucket%s from rollup.%I limit 0',
         keys, r.rollup || '_changed'
     );
     execute format(
         $q$with taken as (
     delete from rollup.%1$I
-    where ctid = any (array(select ctid from rollup.%1$I where tx < $1 limit $2))
+    where ctid = any (array(select ctid from rollup.%1$I where tx >= 0 and tx < $1 limit $2))
     returning bucket%2$s
 )
 insert into pg_temp.pgpulse_changed select distinct bucket%2$s from taken$q$,
@@ -884,75 +1021,121 @@ insert into pg_temp.pgpulse_changed select distinct bucket%2$s from taken$q$,
     from unnest(r.keys, r.key_expressions) as k (n, e)
     left join pg_attribute a on a.attrelid = pgpulse.rows_of(r.source) and quote_ident(a.attname) = k.e;
     for "day" in
-        execute format('select distinct %s from pg_temp.pgpulse_changed', pgpulse.minute_of('bucket', '1 day'))
+        execute format(
+            'select %s from pg_temp.pgpulse_changed union select unnest($1)',
+            pgpulse.minute_of('bucket', '1 day')
+        ) using whole
     loop
         continue when "day" < r.since_rows;
-        finer := '_rows';
-        for step in
-            select *
-            from (values
-                ('1 minute'::interval, '_1m', r.since_1m),
-                ('1 hour', '_1h', r.since_1h),
-                ('1 day', '_1d', r.since_1d)
-            ) as steps (step, suffix, since)
-            where "day" >= since
+        relation := format('rollup.%I', r.rollup || '_rows');
         loop
-            execute format(
-                $q$delete from rollup.%1$I s
+            begin
+                finer := '_rows';
+                for step in
+                    select *
+                    from (values
+                        ('1 minute'::interval, '_1m', r.since_1m),
+                        ('1 hour', '_1h', r.since_1h),
+                        ('24 hours', '_1d', r.since_1d)
+                    ) as steps (step, suffix, since)
+                    where "day" >= since
+                loop
+                    if "day" = any (whole) then
+                        execute format(
+                            'delete from rollup.%I where bucket >= $1 and bucket < $1 + interval ''24 hours''',
+                            r.rollup || step.suffix
+                        ) using "day";
+                    else
+                        execute format(
+                            $q$delete from rollup.%1$I s
 using (
     select distinct %2$s as bucket%3$s
     from pg_temp.pgpulse_changed
-    where bucket >= $1 and bucket < $1 + interval '1 day'
+    where bucket >= $1 and bucket < $1 + interval '24 hours'
 ) as d
 where s.bucket = d.bucket%4$s$q$,
-                r.rollup || step.suffix, pgpulse.minute_of('bucket', step.step), keys, same
-            ) using "day";
-            time_column := case finer when '_rows' then 'time' else 'bucket' end;
-            execute format(
-                $q$with partials as materialized (
+                            r.rollup || step.suffix, pgpulse.minute_of('bucket', step.step), keys, same
+                        ) using "day";
+                    end if;
+                    time_column := case finer when '_rows' then 'time' else 'bucket' end;
+                    fine := format(
+                        $q$(
+        select %1$s
+        from %2$s
+        where %3$I >= %4$L and %3$I < %5$L%6$s
+    ) as s$q$,
+                        case finer when '_rows' then '*' || pgpulse.pairs(r)
+                            else 'bucket' || keys || ', ' || pgpulse.partial_of_stored(r) end,
+                        case finer when '_rows' then relation else format('rollup.%I', r.rollup || finer) end,
+                        time_column,
+                        "day",
+                        "day" + interval '24 hours',
+                        case finer when '_rows' then format(' and (tx is null or tx < %s)', upto) end
+                    );
+                    execute format(
+                        $q$with partials as materialized (
     select d.bucket%1$s, %2$s
-    from (
-        select distinct %3$s as bucket%4$s
-        from pg_temp.pgpulse_changed
-        where bucket >= %5$L and bucket < %6$L
-    ) as d
-    join (
-        select %7$s
-        from rollup.%8$I
-        where %9$I >= %5$L and %9$I < %6$L%10$s
-    ) as s
-        on %11$s = d.bucket and s.%9$I >= d.bucket and s.%9$I < d.bucket + interval %12$L%13$s
+    from %3$s
     group by d.bucket%1$s
 )
-%14$s$q$,
-                pgpulse.each(pgpulse.quoted(r.keys), ', d.{}'),
-                case finer when '_rows' then pgpulse.partial_of_rows(r)
-                    else pgpulse.partial_of_partials(r) end,
-                pgpulse.minute_of('bucket', step.step),
-                keys,
-                "day",
-                "day" + interval '1 day',
-                case finer when '_rows' then '*' || pgpulse.pairs(r)
-                    else 'bucket' || keys || ', ' || pgpulse.partial_of_stored(r) end,
-                r.rollup || finer,
-                time_column,
-                case finer when '_rows' then format(' and (tx is null or tx < %s)', upto) end,
-                pgpulse.minute_of(format('s.%I', time_column), step.step),
-                step.step,
-                same,
-                pgpulse.put_partials(r, step.suffix, 'partials')
-            );
-            if finer = '_rows' then
-                get diagnostics n = row_count;
-                recounted := recounted + n;
-            end if;
-            finer := step.suffix;
+%4$s$q$,
+                        pgpulse.each(pgpulse.quoted(r.keys), ', d.{}'),
+                        case finer when '_rows' then pgpulse.partial_of_rows(r)
+                            else pgpulse.partial_of_partials(r) end,
+                        case when "day" = any (whole) then format(
+                            '%s cross join lateral (select %s as bucket%s) as d',
+                            fine,
+                            pgpulse.minute_of(format('s.%I', time_column), step.step),
+                            pgpulse.each(pgpulse.quoted(r.keys), ', s.{}')
+                        ) else format(
+                            $q$(
+        select distinct %1$s as bucket%2$s
+        from pg_temp.pgpulse_changed
+        where bucket >= %3$L and bucket < %4$L
+    ) as d
+    join %5$s
+        on %6$s = d.bucket and s.%7$I >= d.bucket and s.%7$I < d.bucket + interval %8$L%9$s$q$,
+                            pgpulse.minute_of('bucket', step.step),
+                            keys,
+                            "day",
+                            "day" + interval '24 hours',
+                            fine,
+                            pgpulse.minute_of(format('s.%I', time_column), step.step),
+                            time_column,
+                            step.step,
+                            same
+                        ) end,
+                        pgpulse.put_partials(r, step.suffix, 'partials')
+                    );
+                    if finer = '_rows' then
+                        get diagnostics n = row_count;
+                        recounted := recounted + n;
+                    end if;
+                    finer := step.suffix;
+                end loop;
+                exit;
+            exception when data_exception then
+                if relation = 'pg_temp.pgpulse_sound' then
+                    raise;
+                end if;
+            end;
+            perform pgpulse.sound_rows(r, r.source, format(
+                '%1$I >= %2$L and %1$I < %3$L', r.time_column, "day", "day" + interval '24 hours'
+            ) || case when "day" = any (whole) then '' else format(
+                ' and %s in (select bucket from pg_temp.pgpulse_changed)',
+                pgpulse.minute_of(quote_ident(r.time_column))
+            ) end);
+            relation := 'pg_temp.pgpulse_sound';
         end loop;
     end loop;
     execute format('select exists (select from rollup.%I where tx < $1)', r.rollup || '_changed')
         into more using upto;
     update pgpulse.rollups known
-    set newest = greatest(known.newest, (select max(bucket) from pg_temp.pgpulse_changed))
+    set newest = greatest(
+        known.newest,
+        (select max(bucket) from pg_temp.pgpulse_changed where bucket < pgpulse.far_ahead()),
+        (select max(at) + interval '24 hours' from unnest(whole) at where at < pgpulse.far_ahead())
+    )
     where known.rollup = r.rollup;
     drop table pg_temp.pgpulse_changed;
     return next;
@@ -988,15 +1171,37 @@ as $$
 #variable_conflict use_column
 declare
     goal bigint := upto;
+    failed bigint;
+    size int;
 begin
+    update pgpulse.rollups s set fault = null where s.rollup = r.rollup and s.fault is not null;
     r := pgpulse.adopt_rollup(r, upto);
     if most is not null and not few then
         upto := pgpulse.refresh_upto(r, upto, most);
     end if;
-    refresh_rollup.added := pgpulse.add_rows(r, format(
-        'select * from (%s) as fresh where tx >= %s and tx < %s',
-        pgpulse.fresh_query(r), r.rolled_tx, upto
-    ));
+    -- Where an expression fails for a row: fewer rows, down to some that can be looked at one by one.
+    foreach size in array array[200000, 20000, 2000, 200, 0] loop
+        if upto is distinct from failed then
+            begin
+                refresh_rollup.added := pgpulse.add_rows(r, format(
+                    'select * from (%s) as fresh where tx >= %s and tx < %s',
+                    pgpulse.fresh_query(r), r.rolled_tx, upto
+                ));
+                exit;
+            exception when data_exception then
+                failed := upto;
+            end;
+        end if;
+        if most is not null and size > 0 then
+            upto := pgpulse.refresh_upto(r, upto, size);
+        else
+            perform pgpulse.sound_rows(
+                r, pgpulse.rows_of(r.source), format('tx >= %s and tx < %s', r.rolled_tx, upto)
+            );
+            refresh_rollup.added := pgpulse.add_rows(r, 'select * from pg_temp.pgpulse_sound');
+            exit;
+        end if;
+    end loop;
     select f.recounted, f.more or refresh_rollup.upto < goal
     into refresh_rollup.recounted, refresh_rollup.more
     from pgpulse.recount_changed(r, upto, (most + 19) / 20) f;
@@ -1008,8 +1213,7 @@ begin
         refreshed_at = case
             when refresh_rollup.more or upto = r.rolled_tx then refreshed_at
             else clock_timestamp()
-        end,
-        fault = null
+        end
     where s.rollup = r.rollup;
     return next;
 end
@@ -1048,6 +1252,7 @@ as $$
 declare
     r pgpulse.rollups;
     done pgpulse.rollups[];
+    told jsonb := '{}';
 begin
     for r in
         select * from pgpulse.rollups known
@@ -1058,26 +1263,31 @@ begin
         -- Another refresher may have been quicker: read again, now that we alone move it.
         select * into r from pgpulse.rollups known where known.rollup = r.rollup;
         continue when r.rollup is null;
-        if pgpulse.is_hypertable(r.source) then
-            return query select r.rollup, 0::bigint, 0::bigint, false, pgpulse.tend_caggs(r);
-            continue;
-        end if;
-        done := done || r;
-        refresh_rollups.rollup := r.rollup;
+        refresh_rollups.added := 0;
+        refresh_rollups.recounted := 0;
+        refresh_rollups.more := false;
         refresh_rollups.fault := null;
         begin
             if not exists (select from pg_class where oid = r.source) then
                 raise exception 'The table of rollup "%" does not exist any more', r.rollup;
             end if;
-            perform pgpulse.summarize(array(select pgpulse.parts_of(r.source)));
-            select f.added, f.recounted, f.more
-            into refresh_rollups.added, refresh_rollups.recounted, refresh_rollups.more
-            from pgpulse.refresh_rollup(
-                r,
-                txid_snapshot_xmin(txid_current_snapshot()),
-                coalesce(most, 2000000),
-                most is null and r.refreshed_at > clock_timestamp() - interval '2 minutes'
-            ) f;
+            if pgpulse.is_hypertable(r.source) then
+                refresh_rollups.fault := pgpulse.tend_caggs(r);
+            else
+                done := done || r;
+                perform pgpulse.summarize(array(select pgpulse.parts_of(r.source)));
+                select f.added, f.recounted, f.more
+                into refresh_rollups.added, refresh_rollups.recounted, refresh_rollups.more
+                from pgpulse.refresh_rollup(
+                    r,
+                    txid_snapshot_xmin(txid_current_snapshot()),
+                    coalesce(most, 2000000),
+                    most is null and r.refreshed_at > clock_timestamp() - interval '2 minutes'
+                ) f;
+                select known.fault into refresh_rollups.fault
+                from pgpulse.rollups known
+                where known.rollup = r.rollup;
+            end if;
         exception when others then
             refresh_rollups.added := 0;
             refresh_rollups.recounted := 0;
@@ -1085,18 +1295,34 @@ begin
             refresh_rollups.fault := sqlerrm;
             update pgpulse.rollups s set fault = sqlerrm where s.rollup = r.rollup;
         end;
-        return next;
+        told := told || jsonb_build_object(r.rollup, jsonb_build_object(
+            'added', refresh_rollups.added,
+            'recounted', refresh_rollups.recounted,
+            'more', refresh_rollups.more,
+            'fault', refresh_rollups.fault
+        ));
     end loop;
     -- Last, as it takes locks: who must wait for them waits until the next call instead.
     foreach r in array coalesce(done, '{}') loop
         begin
             set local lock_timeout = '100ms';
+            perform pgpulse.release_parts(r);
             perform pgpulse.capture_changes(r, r.rolled_tx);
-        exception when lock_not_available or undefined_table then
-            null;
+        exception
+            when lock_not_available or undefined_table then
+                null;
+            -- A partition of somebody else's, or one with a key that fails: it alone waits.
+            when others then
+                told := jsonb_set(told, array[r.rollup, 'fault'], to_jsonb(sqlerrm));
+                update pgpulse.rollups s set fault = sqlerrm where s.rollup = r.rollup;
         end;
     end loop;
     set local lock_timeout = default;
+    return query
+    select t.key, f.added, f.recounted, f.more, f.fault
+    from jsonb_each(told) as t,
+        jsonb_to_record(t.value) as f (added bigint, recounted bigint, more boolean, fault text)
+    order by 1;
 end
 $$;
 
@@ -1105,7 +1331,8 @@ comment on function pgpulse.refresh_rollups is
     'added: rows; recounted: rows of one minute made again because of updates and deletes; more: there '
     'is more than the most rows that a call takes, and a twentieth of that of recounts. Without most '
     'these are 2,000,000, and what came in the two minutes since it was up to date is taken uncounted. '
-    'Rows of one transaction go in one piece.';
+    'Rows of one transaction go in one piece, and so does a day of what was packed before the rollup came. '
+    'fault: also how many rows were left out, as an expression of the rollup fails for them.';
 
 revoke execute on function pgpulse.refresh_rollups from public;
 
@@ -1148,23 +1375,6 @@ $$;
 comment on function pgpulse.keep_rollup is
     'For how long a rollup keeps a step (1m, 1h or 1d); null: for ever. Older days are deleted by '
     'pgpulse.upkeep, by UTC days. Coarser steps keep what was made of them.';
-
--- Rows of before that are gone, or will be within a day: then a refresh that is at work cannot meet them
--- going.
-create or replace function pgpulse.kept_since(source regclass) returns timestamptz
-language plpgsql
-stable
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-    if to_regclass('pgpulse.storage') is null then
-        return null;
-    end if;
-    return (
-        select now() - s.keep + interval '1 day' from pgpulse.storage s where s.source = kept_since.source
-    );
-end
-$$;
 
 create or replace function pgpulse.rows_retired(source regclass, before timestamptz) returns void
 language plpgsql
@@ -1311,6 +1521,27 @@ begin
         end;
         return next;
     end loop;
+    for part in
+        select k.sink, k.source, k.time_column, k.updated_at
+        from pgpulse.sinks k
+        where k.updated_at < now() - interval '1 hour'
+    loop
+        execute format(
+            'select exists (select from %s where %I between $1 and now())',
+            pgpulse.rows_of(part.source), part.time_column
+        ) into more using part.updated_at + interval '1 hour';
+        continue when not more;
+        what := 'sink';
+        name := part.sink;
+        detail := null;
+        more := false;
+        fault := format(
+            'Nothing was sent since %s, and rows of %s that it has not got are neither packed nor dropped; is '
+                'the relay away, or without INFLUX_URL? To give it up: select pgpulse.drop_sink(%L)',
+            part.updated_at, part.source, part.sink
+        );
+        return next;
+    end loop;
     -- Last, as it takes locks that writers notice if they are held for long.
     if to_regprocedure('pgpulse.upkeep_storage()') is not null then
         begin
@@ -1392,7 +1623,7 @@ $do$;
 create or replace function pgpulse.step(
     "from" timestamptz,
     "to" timestamptz,
-    points int default 500,
+    points int default 1500,
     raw interval default '2 hours'
 ) returns interval
 language sql
@@ -1417,7 +1648,7 @@ create or replace function pgpulse.step(
     "from" timestamptz,
     "to" timestamptz,
     rollup text,
-    points int default 500,
+    points int default 1500,
     raw interval default '2 hours'
 ) returns interval
 language plpgsql

@@ -126,7 +126,8 @@ begin
     select min(e), max(e) into lowest, highest from unnest(v) e;
     for digits in 0..6 loop
         unit := 10.0 ^ digits;
-        width := highest * unit - lowest * unit;
+        -- Further apart they would be out of range.
+        width := case when greatest(highest, -lowest) < 1e300 then highest * unit - lowest * unit else 'infinity' end;
         exit when width not between 0 and 4294967295 or abs(lowest * unit) > 1e15;
         -- A few values find out most units that will not do.
         continue when (select bool_or(round(e * unit) / unit <> e) from unnest(v[1:20]) e);
@@ -199,7 +200,9 @@ immutable
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-    if v::text = array_fill(v[1], array[cardinality(v)])::text then
+    -- First and last tell most that are not all the same.
+    if v[1]::text is not distinct from v[cardinality(v)]::text
+        and v::text = array_fill(v[1], array[cardinality(v)])::text then
         one := v[1];
     else
         "all" := v;
@@ -275,7 +278,7 @@ as $$
 $$;
 
 -- Condition on rows that every rollup has in it: the others must not go yet. And where they are packed,
--- which makes their tx 0, those that every sink has.
+-- which makes their tx 0, or dropped, those that every sink has.
 create or replace function pgpulse.settled(s pgpulse.storage, packing boolean default false) returns text
 language plpgsql
 stable
@@ -866,7 +869,14 @@ from packing$q$,
     if used <> s.parts then
         s.parts := used;
         update pgpulse.storage t set parts = used where t.source = s.source;
-        perform pgpulse.make_rows_view(s);
+        begin
+            perform pgpulse.make_rows_view(s);
+        exception when lock_not_available then
+            -- upkeep_storage tells the view of these columns before the next try.
+            raise exception 'Cannot pack "%" now: readers hold the view packed.%', s.source,
+                (select relname from pg_class where oid = s.packed) || '_rows'
+                using errcode = 'lock_not_available', detail = used::text, hint = 'Nothing was changed; try again';
+        end;
     end if;
     if verify then
         execute format('%s %s where chunk$at between $1 and $2 and %s = any ($3)', row_sum, view, chunk_hash)
@@ -980,7 +990,7 @@ insert into %6$s (%5$s) select %5$s from moved$q$,
         'alter table %s attach partition %s for values from (%L) to (%L)', s.rows, name, starts, ends
     );
     execute format('alter table %s drop constraint pgpulse_range', name);
-    perform pgpulse.capture_changes(r) from pgpulse.rollups r where r.source = s.source;
+    perform pgpulse.capture_changes(r, r.rolled_tx) from pgpulse.rollups r where r.source = s.source;
     return name || case when moved > 0 then format(', %s rows from %s', moved, rest) else '' end;
 end
 $$;
@@ -1003,7 +1013,7 @@ as $$
         where k.conrelid = relation and k.contype in ('p', 'u', 'x', 'f') and k.conparentid = 0
         union all
         select
-            2,
+            case when i.indisunique then 1 else 2 end,
             c.relname,
             format(
                 'create %sindex %I on %s%s',
@@ -1025,7 +1035,15 @@ as $$
                 pg_get_triggerdef(t.oid),
                 format(' ON %I.%I ', n.nspname, c.relname),
                 format(' ON %s ', target)
-            )
+            ) || case
+                when t.tgenabled <> 'O' then format(
+                    '; alter table %s %s trigger %I',
+                    target,
+                    case t.tgenabled when 'D' then 'disable' when 'A' then 'enable always' else 'enable replica' end,
+                    t.tgname
+                )
+                else ''
+            end
         from pg_trigger t
         join pg_class c on c.oid = t.tgrelid
         join pg_namespace n on n.oid = c.relnamespace
@@ -1038,14 +1056,20 @@ as $$
             5,
             '',
             format(
-                'grant %s on %s to %s%s',
+                'grant %s%s on %s to %s%s',
                 a.privilege_type,
+                acl.columns,
                 target,
                 case a.grantee when 0 then 'public' else a.grantee::regrole::text end,
                 case when a.is_grantable then ' with grant option' end
             )
         from pg_class c
-        cross join aclexplode(c.relacl) a
+        cross join lateral (
+            select '', c.relacl
+            union all
+            select format(' (%I)', attname), attacl from pg_attribute where attrelid = c.oid and not attisdropped
+        ) as acl (columns, items)
+        cross join aclexplode(acl.items) a
         where c.oid = relation and a.grantee <> c.relowner
     ) as furniture
     order by turn, name
@@ -1147,19 +1171,35 @@ begin
 end
 $$;
 
--- Rights on the public name hold for what is behind it: inlined functions read as their caller.
+-- Rights on the public name hold for what is behind it: inlined functions read as their caller. So do
+-- those on streams and rollups of it.
 create or replace function pgpulse.share_rights(s pgpulse.storage) returns void
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 declare
     view regclass := format('packed.%I', (select relname from pg_class where oid = s.packed) || '_rows')::regclass;
+    shown oid[];
     grantee text;
 begin
+    with recursive over (id) as (
+        select s.source::oid
+        union
+        select r.ev_class
+        from over o
+        join pg_depend d
+            on d.classid = 'pg_rewrite'::regclass and d.refclassid = 'pg_class'::regclass and d.refobjid = o.id
+        join pg_rewrite r on r.oid = d.objid
+    )
+    select array_agg(o.id) into shown
+    from over o
+    join pg_class c on c.oid = o.id
+    where c.oid = s.source or c.relnamespace::regnamespace::text in ('live', 'rollup');
     for grantee in
         select distinct case a.grantee when 0 then 'public' else a.grantee::regrole::text end
         from pg_class c, aclexplode(c.relacl) a
-        where c.oid = s.source
+        where c.oid = any (shown)
+            and a.grantee <> c.relowner
             and a.privilege_type = 'SELECT'
             and not exists (
                 select
@@ -1178,7 +1218,7 @@ begin
             and not exists (
                 select
                 from pg_class c, aclexplode(c.relacl) b
-                where c.oid in (s.source, s.rows) and b.grantee = a.grantee and b.privilege_type = 'SELECT'
+                where c.oid = any (shown || s.rows::oid) and b.grantee = a.grantee and b.privilege_type = 'SELECT'
             )
     loop
         execute format('revoke select on %s, %s from %s', view, s.packed, grantee);
@@ -1203,7 +1243,10 @@ begin
         ) as d
         join pg_class q on q.oid = d.objid and q.relkind = 'S'
         join pg_class c on c.oid in (s.source, s.rows)
-        cross join aclexplode(c.relacl) a
+        cross join lateral (
+            select c.relacl union all select attacl from pg_attribute where attrelid = c.oid
+        ) as acl (items)
+        cross join aclexplode(acl.items) a
         where a.privilege_type = 'INSERT'
             and not exists (
                 select
@@ -1300,21 +1343,36 @@ begin
         insert into %2$s (%3$s) values (%4$s);
         return new;
     end if;
+    -- Locked, as others may be about to change it: what new holds was made of what they replace.
     select r.tableoid, r.ctid into part, place
     from %2$s r
     where r.%5$I = old.%5$I and %6$s
-    limit 1;
+    limit 1
+    for update;
     if part is null then
-%8$s        raise exception 'Cannot %% a packed row of "%7$s"', lower(tg_op)
+%8$s        if not exists (
+            select from packed.%9$I r
+            where r.chunk$at = date_bin(%10$L, old.%5$I, '1970-01-01 00:00:00+00') and r.%5$I = old.%5$I and %6$s
+        ) and old.%5$I is not null then
+            raise exception 'Cannot %% a row of "%7$s": somebody has changed it meanwhile', lower(tg_op)
+                using errcode = 'serialization_failure', hint = 'Run the statement again';
+        end if;
+        raise exception 'Cannot %% a packed row of "%7$s"', lower(tg_op)
             using detail = format('Its time is %%s', old.%5$I),
                 hint = format('First bring that time back as rows: select pgpulse.unpack(%%L, %%L, %%L)',
                     %7$L, old.%5$I, old.%5$I + interval '1 second');
     elsif tg_op = 'DELETE' then
         delete from %2$s r where r.%5$I = old.%5$I and r.tableoid = part and r.ctid = place;
+    else
+        update %2$s r set (%3$s) = row(%4$s)
+        where r.%5$I = old.%5$I and r.tableoid = part and r.ctid = place;
+    end if;
+    if not found then
+        -- A trigger of the table has declined it.
+        return null;
+    elsif tg_op = 'DELETE' then
         return old;
     end if;
-    update %2$s r set (%3$s) = row(%4$s)
-    where r.%5$I = old.%5$I and r.tableoid = part and r.ctid = place;
     return new;
 end
 $f$
@@ -1327,7 +1385,9 @@ $q$,
         end if;
 $q$,
             pgpulse.twin_of(s), s.time_column, same, s.source
-        ) end
+        ) end,
+        base || '_rows',
+        pgpulse.chunk(s)::text
     );
     execute format('revoke execute on function %s from public', writer);
     execute format(
@@ -1379,7 +1439,7 @@ begin
     );
     perform pgpulse.take_sequences(source, format('rows.%I', name)::regclass);
     foreach piece in array pieces loop
-        continue when piece like 'CREATE TRIGGER %';
+        continue when piece ~ '^CREATE (CONSTRAINT )?TRIGGER ';
         execute piece;
     end loop;
     execute format('create table rows.%I partition of rows.%I default%s', name || '_rest', name,
@@ -1394,6 +1454,8 @@ begin
     end loop;
     for c in select attname from pg_attribute where attrelid = source and attidentity <> '' loop
         execute format('alter table %s alter column %I drop identity', source, c.attname);
+        -- A view cannot refuse a number that is given: it is taken.
+        execute format('alter table rows.%I alter column %I set generated by default', name, c.attname);
     end loop;
     execute format(
         $q$create temp table pgpulse_else (like %1$s) on commit drop;
@@ -1421,7 +1483,7 @@ begin
     drop table pg_temp.pgpulse_else;
     -- Last, as nothing new has come.
     foreach piece in array pieces loop
-        continue when piece not like 'CREATE TRIGGER %';
+        continue when piece !~ '^CREATE (CONSTRAINT )?TRIGGER ';
         execute piece;
     end loop;
 end
@@ -1558,6 +1620,16 @@ begin
         raise exception 'Cannot store "%": it has row-level security', public_name
             using hint = 'Packed rows would show to everybody who may read it';
     end if;
+    select string_agg(format('%I', attname), ', ') into found
+    from pg_attribute c
+    where attrelid = source
+        and not attisdropped
+        and exists (select from aclexplode(c.attacl) where privilege_type = 'SELECT');
+    if found is not null then
+        raise exception 'Cannot store "%": somebody may read of it the column % only', public_name, found
+            using hint = 'Packed rows can be read as a whole only: make a view for who may see less, '
+                'and revoke the rights on columns';
+    end if;
     if kind = 'p' and not exists (
         select
         from pg_partitioned_table p
@@ -1609,6 +1681,9 @@ begin
         raise exception 'Cannot store "%" now: long transactions hold it', public_name
             using hint = 'Nothing was changed; try again when they have ended';
     end;
+    if exists (select from pg_index where indrelid = source and indisunique) then
+        raise notice 'Unique keys of "%" do not see packed rows: what repeats one of these is taken', public_name;
+    end if;
     views := array(select pgpulse.views_over(source));
     pieces := array(select pgpulse.furniture(source, format('rows.%I', table_name)));
     s.time_column := time_column;
@@ -1676,7 +1751,7 @@ begin
             execute replace(piece, format(' on rows.%I to ', table_name), format(' on %s to ', s.source));
         end if;
     end loop;
-    if owner <> current_user::regrole::text then
+    if owner <> quote_ident(current_user) then
         execute format(
             'alter table %1$s owner to %4$s; alter table %2$s owner to %4$s; alter view %3$s owner to %4$s',
             s.rows, s.packed, s.source, owner
@@ -1713,7 +1788,8 @@ comment on function pgpulse.add_storage is
     'time_column: a timestamptz. keys: columns that tell series apart. period: of a partition, ''1 day'' '
     'or ''1 month''. pack_after, keep: age at which rows are packed, and dropped (null: never). ahead: how '
     'far partitions are made ahead. Rows that are there stay readable, and pgpulse.upkeep_storage moves them '
-    'in steps. The same call again changes pack_after, keep and ahead.';
+    'in steps. Unique keys do not see packed rows: who writes again into a packed period doubles its rows. '
+    'Identity columns take the numbers that are given. Nothing is dropped before rollups and sinks have it. The same call again changes pack_after, keep and ahead.';
 
 revoke execute on function pgpulse.add_storage from public;
 
@@ -1754,6 +1830,9 @@ declare
     pieces text[];
     piece text;
     columns text;
+    -- Packed rows that are still to be copied, as they may repeat unique keys.
+    waiting bigint;
+    n bigint;
 begin
     if pgpulse.is_hypertable(source) then
         perform pgpulse.drop_hypertable(source);
@@ -1777,9 +1856,12 @@ begin
     select string_agg(quote_ident(attname), ', ') into columns
     from pg_attribute
     where attrelid = s.rows and attnum > 0 and not attisdropped and attgenerated = '';
+    if exists (select from pg_index where indrelid = s.rows and indisunique) then
+        execute format('select sum(chunk$rows) from %s', s.packed) into waiting;
+    end if;
     execute format(
         'insert into rows.%1$I (%2$s) overriding system value select %2$s from %3$s',
-        base || '_plain', columns, s.source
+        base || '_plain', columns, case when waiting > 0 then s.rows else s.source end
     );
     perform pgpulse.take_sequences(s.rows, format('rows.%I', base || '_plain')::regclass);
     execute format('alter view %s rename to %I', s.source, base || '_was_stored');
@@ -1811,16 +1893,29 @@ begin
     update pgpulse.rollups r set source = drop_storage.source where r.source = s.source;
     update pgpulse.sinks k set source = drop_storage.source where k.source = s.source;
     delete from pgpulse.storage d where d.source = s.source;
-    perform pgpulse.drop_parts(s);
-    foreach piece in array pieces loop
+    -- The unique keys come first, then what is packed, then triggers.
+    foreach piece in array pieces || ''::text loop
+        if waiting > 0 and piece !~ '^(alter table .* (PRIMARY KEY|UNIQUE) |create unique )' then
+            execute format(
+                'insert into %1$s (%2$s) overriding system value select %2$s from packed.%3$I on conflict do nothing',
+                source, columns, base || '_rows'
+            );
+            get diagnostics n = row_count;
+            if n < waiting then
+                raise notice 'Left out % packed rows of "%": their unique keys repeat others', waiting - n, source;
+            end if;
+            waiting := 0;
+        end if;
         execute piece;
     end loop;
+    perform pgpulse.drop_parts(s);
     perform pgpulse.remake_rollup(r.rollup) from pgpulse.rollups r where r.source = drop_storage.source;
 end
 $$;
 
 comment on function pgpulse.drop_storage is
-    'Makes one plain table of all rows again, packed ones too; in one go: for large tables, at a quiet time.';
+    'Makes one plain table of all rows again, packed ones too; in one go: for large tables, at a quiet time. '
+    'Where packed rows repeat a unique key, one of them stays: that which is not packed.';
 
 revoke execute on function pgpulse.drop_storage from public;
 
@@ -1828,6 +1923,7 @@ revoke execute on function pgpulse.drop_storage from public;
 
 create or replace function pgpulse.pack_from(name regclass, from_table regclass) returns bigint
 language plpgsql
+security definer
 set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 as $$
@@ -1840,14 +1936,35 @@ declare
     history text;
     written text;
 begin
+    -- Nobody puts something else under that name meanwhile.
+    execute format('lock table %s in access share mode', from_table);
+    -- It works with its owner's rights, so whoever calls it needs own ones, and what it reads is a
+    -- plain table: a view, a policy or a foreign type would bring the caller's code along.
+    if not has_table_privilege(session_user, from_table, 'select')
+        or not has_table_privilege(session_user, pgpulse.rows_of(name), 'insert') then
+        raise exception 'Cannot pack "%" into "%": role "%" may not read the one and write the other',
+            from_table, name, session_user
+            using errcode = 'insufficient_privilege', hint = 'As the owner: grant select on the one, insert on the other';
+    end if;
+    if not exists (
+        select from pg_class
+        where oid = from_table and relkind = 'r' and not relrowsecurity and not relhassubclass
+    ) then
+        raise exception 'Cannot pack "%" into "%": it is no plain table', from_table, name
+            using hint = 'create temp table t as select ... makes one of it';
+    end if;
     if s.source is null then
         return pgpulse.fill_hypertable(name, from_table);
     end if;
-    select string_agg(c.name, ', ') into missing
+    select string_agg(c.name || ' ' || c.type, ', ') into missing
     from pgpulse.packed_columns(s) c
     where c.family <> 'tx'
         and not exists (
-            select from pg_attribute a where a.attrelid = from_table and quote_ident(a.attname) = c.name
+            select
+            from pg_attribute a
+            where a.attrelid = from_table
+                and quote_ident(a.attname) = c.name
+                and regexp_replace(c.type, ' collate .*', '') = format_type(a.atttypid, a.atttypmod)
         );
     if missing is not null then
         raise exception 'Cannot pack "%" into "%": it lacks %', from_table, s.source, missing
@@ -1855,11 +1972,15 @@ begin
     end if;
     perform pg_advisory_xact_lock(hashtextextended('pgpulse storage ' || s.rows::oid, 0));
     s := pgpulse.stored(name, 'pack rows into');
-    -- What is young or has no believable time becomes rows, as if inserted.
-    history := format(
-        '%1$I >= ''1970-01-01 00:00:00+00'' and %1$I < %2$L',
-        s.time_column, pgpulse.chunk_of(s, now() - coalesce(s.pack_after, '7 days'))
-    );
+    -- What is young or has no believable time becomes rows, as if inserted; where there is a sink, all
+    -- does, as it finds by transaction what it has not sent. That is packed when it has.
+    history := case
+        when exists (select from pgpulse.sinks k where k.source = s.source) then 'false'
+        else format(
+            '%1$I >= ''1970-01-01 00:00:00+00'' and %1$I < %2$L',
+            s.time_column, pgpulse.chunk_of(s, now() - coalesce(s.pack_after, '7 days'))
+        )
+    end;
     select string_agg(c.name, ', ') into written
     from pgpulse.packed_columns(s) c
     where c.writable and c.family <> 'tx';
@@ -1879,7 +2000,8 @@ $$;
 
 comment on function pgpulse.pack_from is
     'Packs the rows of another table, of the same columns, straight into a stored one: history comes in '
-    'at full speed, and into its rollups. Give it some days at a time, at most a few million rows.';
+    'at full speed, and into its rollups. Give it some days at a time, at most a few million rows. The number '
+    'of rows packed: none where the table has a sink, which has to send them first.';
 
 revoke execute on function pgpulse.pack_from from public;
 
@@ -1900,6 +2022,7 @@ declare
     "values" text;
     at timestamptz;
     unpacked bigint := 0;
+    repeated bigint := 0;
     n bigint;
 begin
     perform pgpulse.silence_rollups(true);
@@ -1919,14 +2042,23 @@ begin
     loop
         perform pgpulse.make_partition(s, day)
         from generate_series(at, at + pgpulse.chunk(s) - interval '1 microsecond', '1 day') day;
+        -- Unique keys do not see packed rows, so these may repeat them.
         execute format(
-            'insert into %s (%s) overriding system value select %s from %s where chunk$at = $1',
+            'insert into %s (%s) overriding system value select %s from %s where chunk$at = $1 on conflict do nothing',
             s.rows, written, "values", view
         ) using at;
         get diagnostics n = row_count;
-        execute format('delete from %s where chunk$at = $1', s.packed) using at;
         unpacked := unpacked + n;
+        execute format(
+            'with gone as (delete from %s where chunk$at = $1 returning chunk$rows)
+            select sum(chunk$rows) - $2 from gone',
+            s.packed
+        ) into n using at, n;
+        repeated := repeated + n;
     end loop;
+    if repeated > 0 then
+        raise notice 'Left out % packed rows of "%": their unique keys repeat others', repeated, s.source;
+    end if;
     update pgpulse.storage t set hold_until = greatest(hold_until, now() + hold) where t.source = s.source;
     perform pgpulse.silence_rollups(false);
     return unpacked;
@@ -2110,7 +2242,7 @@ begin
 end
 $$;
 
--- Retention. null: nothing is too old, or not rolled up yet.
+-- Retention. null: nothing is too old, or not rolled up or sent yet.
 create or replace function pgpulse.keep_step(s pgpulse.storage) returns text
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -2118,8 +2250,18 @@ set timezone = 'UTC'
 set lock_timeout = '100ms'
 as $$
 declare
-    -- Whole days, as rollups know of days that they are kept without rows.
-    upto timestamptz := date_bin('1 day', now() - s.keep, '2000-01-01 00:00:00+00');
+    -- Whole days, as rollups know of days that they are kept without rows. Rows that were there before a
+    -- sink are sent in order of time.
+    upto timestamptz := date_bin(
+        '1 day',
+        least(now() - s.keep, (
+            select min(k.sent_time)
+            from pgpulse.sinks k
+            where k.source = s.source and k.after_tx is null and k.upto_tx is not null
+        )),
+        '2000-01-01 00:00:00+00'
+    );
+    settled text := pgpulse.settled(s, packing => true);
     part regclass;
     waits boolean;
     dropped bigint;
@@ -2129,11 +2271,11 @@ begin
     end if;
     perform pgpulse.silence_rollups(true);
     for part in select b.part from pgpulse.bounds(s.rows) b where b."to" <= upto order by b."to" loop
-        execute format('select exists (select from %s where not %s)', part, pgpulse.settled(s)) into waits;
+        execute format('select exists (select from %s where not %s)', part, settled) into waits;
         continue when waits;
         -- Something may have come meanwhile.
         execute format('lock table %s in access exclusive mode', part);
-        execute format('select exists (select from %s where not %s)', part, pgpulse.settled(s)) into waits;
+        execute format('select exists (select from %s where not %s)', part, settled) into waits;
         continue when waits;
         execute format('drop table %s', part);
         return part::text;
@@ -2159,13 +2301,30 @@ begin
             'delete from %1$s where ctid = any (array(
                 select ctid from %1$s where %2$I < %3$L and %4$s limit 100000
             ))',
-            part, s.time_column, upto, pgpulse.settled(s)
+            part, s.time_column, upto, settled
         );
         get diagnostics dropped = row_count;
         if dropped > 0 then
             return format('%s rows of %s', dropped, part);
         end if;
     end loop;
+    return null;
+end
+$$;
+
+-- Has the view read more columns of the packed table, where readers kept pack_step from doing so. With
+-- nothing else to do, it may wait longer for them; not until a deadlock would be looked for.
+create or replace function pgpulse.widen_view(s pgpulse.storage, used text[]) returns text
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set lock_timeout = '900ms'
+as $$
+begin
+    s.parts := used;
+    perform pgpulse.make_rows_view(s);
+    update pgpulse.storage t set parts = used where t.source = s.source;
+    return 'the view reads more columns';
+exception when lock_not_available then
     return null;
 end
 $$;
@@ -2182,8 +2341,11 @@ declare
     known regclass;
     step text;
     at timestamptz;
+    wanted text;
 begin
-    for known in select k.source from pgpulse.storage k order by k.source::text loop
+    -- Whatever was done took locks that others wait for, or time, so it is the last thing done in this
+    -- transaction; and by chance each table has its turn.
+    for known in select k.source from pgpulse.storage k order by random() loop
         -- Somebody else is at work on it; held to the end of the transaction, as poolers need it.
         continue when not pg_try_advisory_xact_lock(hashtextextended(
             'pgpulse storage ' || (select k.rows::oid from pgpulse.storage k where k.source = known), 0
@@ -2214,18 +2376,15 @@ begin
             exception
                 -- Who must wait for others waits until the next call.
                 when lock_not_available then
-                    continue;
+                    get stacked diagnostics wanted = pg_exception_detail;
+                    detail := case when step = 'pack' and wanted <> '' then pgpulse.widen_view(s, wanted::text[]) end;
                 when others then
                     fault := format('Cannot %s for "%s": %s', step, s.source, sqlerrm);
                     detail := null;
             end;
             perform pgpulse.silence_rollups(false);
             exit when fault is not null;
-            if detail is not null then
-                more := step in ('drop old', 'pack', 'default');
-                return next;
-                exit when more;
-            end if;
+            exit when detail is not null;
         end loop;
         if fault is not null then
             detail := null;
@@ -2234,14 +2393,19 @@ begin
         update pgpulse.storage k
         set fault = upkeep_storage.fault
         where k.source = s.source and k.fault is distinct from upkeep_storage.fault;
+        if detail is not null then
+            more := true;
+            return next;
+            return;
+        end if;
     end loop;
 end
 $$;
 
 comment on function pgpulse.upkeep_storage is
-    'One bounded step for each stored table: partitions ahead, retention, and a piece of packing or '
+    'One bounded step of what stored tables need: partitions ahead, retention, or a piece of packing or '
     'moving. Call it each minute, and again at once while more is true; safe to run twice at once. It '
-    'waits for nobody longer than a tenth of a second.';
+    'waits for nobody longer than a tenth of a second; for readers that never pause, a second.';
 
 revoke execute on function pgpulse.upkeep_storage from public;
 

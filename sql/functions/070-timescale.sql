@@ -623,13 +623,6 @@ begin
             select t.piece
             from pgpulse.furniture(source, source::text) as t (piece)
             where t.piece ~ '^CREATE (CONSTRAINT )?TRIGGER '
-        ) || array(
-            select format('alter table %s disable trigger %I', source, tgname)
-            from pg_trigger
-            where tgrelid = source
-                and not tgisinternal
-                and tgenabled = 'D'
-                and tgfoid <> 'pgpulse.rollup_changed'::regproc
         );
         for found in select tgname from pg_trigger where tgrelid = source and not tgisinternal loop
             execute format('drop trigger %I on %s', found, source);
@@ -784,9 +777,12 @@ begin
         'insert into %1$s (%2$s) select %2$s from %3$s',
         relation,
         (
-            select string_agg(quote_ident(attname), ', ')
-            from pg_attribute
-            where attrelid = relation and attnum > 0 and not attisdropped and attgenerated = ''
+            -- Without tx, or a sink would not find them.
+            select string_agg(quote_ident(a.attname), ', ')
+            from pg_attribute a
+            left join pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
+            where a.attrelid = relation and a.attnum > 0 and not a.attisdropped and a.attgenerated = ''
+                and pg_get_expr(d.adbin, d.adrelid) is distinct from 'txid_current()'
         ),
         from_table
     );
@@ -1043,9 +1039,11 @@ begin
         end;
         return;
     end if;
+    -- Unique keys do not see packed rows: of those that repeat one, the first comes over.
     if packed then
         execute format(
-            'insert into %s (%2$s) overriding system value select %2$s from %3$s_rows where chunk$at = $1',
+            'insert into %s (%2$s) overriding system value select %2$s from %3$s_rows where chunk$at = $1
+            on conflict do nothing',
             pgpulse.twin_of(s), pgpulse.twin_columns(s), s.packed
         ) using "period";
         get diagnostics moved = row_count;
@@ -1082,7 +1080,7 @@ begin
         set local pgpulse.keep_rollups = on;
         execute format(
             'with gone as (delete from %1$s where %2$I < $1 returning *)
-            insert into %3$s (%4$s) overriding system value select %4$s from gone',
+            insert into %3$s (%4$s) overriding system value select %4$s from gone on conflict do nothing',
             s.rows, s.time_column, pgpulse.twin_of(s), pgpulse.twin_columns(s)
         ) using until;
         get diagnostics moved = row_count;
@@ -1129,7 +1127,7 @@ begin
         perform pgpulse.refresh_rollup(r, txid_snapshot_xmax(txid_current_snapshot()));
     end loop;
     execute format(
-        'insert into %s (%2$s) overriding system value select %2$s from %3$s',
+        'insert into %s (%2$s) overriding system value select %2$s from %3$s on conflict do nothing',
         twin, pgpulse.twin_columns(s), s.rows
     );
     get diagnostics moved = row_count;

@@ -14,13 +14,25 @@ as $$
 declare
     rows regclass := pgpulse.rows_of(source);
 begin
+    if exists (
+        select
+        from pg_attribute a
+        left join pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
+        where a.attrelid = rows
+            and a.attname = 'tx'
+            and not a.attisdropped
+            and pg_get_expr(d.adbin, d.adrelid) is distinct from 'txid_current()'
+    ) then
+        raise exception 'Cannot add a column tx to %: it has one that means something else', source
+            using hint = 'alter table ... rename column tx to ...';
+    end if;
     -- txid_current() is stable: no row is rewritten. BRIN: next to nothing for each insert.
     if not exists (
         select from pg_attribute where attrelid = rows and attname = 'tx' and not attisdropped
     ) then
         if rows <> source then
             raise exception 'Cannot add a column tx to %', source
-                using hint = 'Add the sink before the storage';
+                using hint = 'Add rollup and sink before the storage';
         end if;
         -- A hypertable takes no such default at once; rows that are there have none then.
         execute format(
@@ -200,8 +212,8 @@ begin
     s.query := pgpulse.lines_of('pg_temp.pgpulse_sink', s.sink, tag_names);
     drop view pg_temp.pgpulse_sink;
     insert into pgpulse.sinks
-        (sink, source, time_column, tags, fields, query, since, sent_time, cluster)
-    values (s.sink, s.source, time_column, tags, fields, s.query, since, since, pgpulse.cluster())
+        (sink, source, time_column, tags, fields, query, since, sent_time, cluster, updated_at)
+    values (s.sink, s.source, time_column, tags, fields, s.query, since, since, pgpulse.cluster(), now())
     on conflict (sink) do update set
         time_column = excluded.time_column,
         tags = excluded.tags,
@@ -214,7 +226,8 @@ comment on function pgpulse.add_sink is
     'Has the relay send every row of a table to INFLUX_URL, or changes how; position and since stay '
     'then. tags, fields: columns or ''expression as name''. Rows equal in tags and time are one point '
     'there, the last one sent: choose tags that tell them apart. since: how far back of the rows that '
-    'are there now. To send all again: pgpulse.drop_sink, then add it anew.';
+    'are there now, and of those that are there when the database was restored into another cluster, as all '
+    'of them begin anew then. To send all again: pgpulse.drop_sink, then add it anew.';
 
 create or replace function pgpulse.drop_sink(name text) returns void
 language plpgsql
@@ -408,7 +421,10 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-    if exists (select from pgpulse.sinks) or to_regclass('public.machine_metrics') is null then
+    -- A table of others gets no column and no index unless somebody asks for it.
+    if exists (select from pgpulse.sinks)
+        or coalesce(obj_description(to_regclass('public.machine_metrics'), 'pg_class'), '')
+            not like 'pgpulse:%' then
         return null;
     end if;
     perform pgpulse.add_sink('public.machine_metrics', 'timestamp',
@@ -418,7 +434,8 @@ end
 $$;
 
 comment on function pgpulse.first_sink is
-    'Where there is no sink at all, adds that of machine_metrics: a relay with INFLUX_URL calls it.';
+    'Where there is no sink at all, adds that of machine_metrics, if migrate made that table: a relay with '
+    'INFLUX_URL calls it.';
 
 create or replace function pgpulse.sink_position(source regclass) returns bigint
 language sql

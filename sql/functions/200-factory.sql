@@ -3,12 +3,21 @@
 -- Present state. "timestamp" lies shortly before now, whatever the clocks of browser and database
 -- say, so that a query over a range that ends now finds every machine.
 do $$
+declare
+    fresh boolean := to_regclass('public.machines') is null;
+    piece text;
 begin
     execute format(
-        $q$create or replace view public.machines as
+        $q$create or replace view public.machines%s as
         select id, name, area, status, oee, availability, performance, quality, last_updated,
             now() - interval '30 seconds' as "timestamp", plant, target_oee%s
         from public.machine_states$q$,
+        -- Policies of the table go on to mean who asks.
+        (
+            select case when relrowsecurity then ' with (security_invoker = true)' end
+            from pg_class
+            where oid = 'public.machine_states'::regclass
+        ),
         (
             select coalesce(string_agg(format(', %I', attname), '' order by attnum), '')
             from pg_attribute
@@ -21,6 +30,28 @@ begin
                 )
         )
     );
+    -- Who might read or write a table of that name, its owner too, may do so with the view.
+    for piece in
+        select format('grant %s%s on public.machines to %s%s', a.privilege_type, '(' || quote_ident(a.name) || ')',
+            case a.grantee when 0 then 'public' else a.grantee::regrole::text end,
+            case when a.is_grantable then ' with grant option' end)
+        from (
+            select null as name, given.*
+            from pg_class c, aclexplode(coalesce(c.relacl, acldefault('r', c.relowner))) given
+            where c.oid = 'public.machine_states'::regclass
+            union all
+            select t.attname, given.*
+            from pg_attribute t, aclexplode(t.attacl) given
+            where t.attrelid = 'public.machine_states'::regclass
+                and not t.attisdropped
+                and t.attname <> 'timestamp'
+        ) as a
+        where fresh
+            and a.privilege_type in ('SELECT', 'INSERT', 'UPDATE', 'DELETE')
+            and a.grantee not in (select oid from pg_roles where rolname = current_user)
+    loop
+        execute piece;
+    end loop;
 end
 $$;
 
@@ -29,48 +60,20 @@ comment on view public.machines is
 comment on column public.machines."timestamp" is
     'Always just now: the state that the row tells. When somebody wrote it last is last_updated.';
 
-create or replace function pgpulse.before_machine_state() returns trigger
-language plpgsql
+create or replace function pgpulse.note_machine_state(
+    m public.machine_states,
+    gone boolean,
+    at timestamptz default clock_timestamp()
+) returns void
+language sql
 set search_path = pg_catalog, pg_temp
 as $$
-begin
-    if new.plant <> old.plant then
-        raise exception 'Cannot give machine "%" to plant "%": it is one of plant "%"',
-            new.id, new.plant, old.plant
-            using errcode = 'unique_violation',
-                hint = format('Ids are the same in all plants: call it "%s-%s"; or delete the other '
-                    'first, if it has moved', new.plant, new.id);
-    end if;
-    if new.last_updated is not distinct from old.last_updated then
-        new.last_updated := clock_timestamp();
-    end if;
-    return new;
-end
-$$;
-
-comment on function pgpulse.before_machine_state() is
-    'Trigger function: sets last_updated where the writer does not; keeps a machine in its plant.';
-
-create or replace function pgpulse.after_machine_state() returns trigger
-language plpgsql
-security definer
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-    gone boolean := tg_op = 'DELETE';
-    m public.machine_states;
-begin
-    if gone then
-        m := old;
-    else
-        m := new;
-    end if;
     insert into public.machine_history (
         machine_id, "timestamp", name, area, status, oee, availability, performance, quality
     )
     select
         m.id,
-        case when gone then clock_timestamp() else coalesce(m.last_updated, clock_timestamp()) end,
+        coalesce(at, clock_timestamp()),
         m.name,
         m.area,
         case when not gone then m.status end,
@@ -85,13 +88,70 @@ begin
         oee = excluded.oee,
         availability = excluded.availability,
         performance = excluded.performance,
-        quality = excluded.quality;
+        quality = excluded.quality
+$$;
+
+comment on function pgpulse.note_machine_state is
+    'Writes a state into machine_history; of a machine that is gone, one without status.';
+
+revoke execute on function pgpulse.note_machine_state from public;
+
+create or replace function pgpulse.before_machine_state() returns trigger
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if new.plant <> old.plant then
+        raise exception 'Cannot give machine "%" to plant "%": it is one of plant "%"',
+            new.id, new.plant, old.plant
+            using errcode = 'unique_violation',
+                hint = format('Ids are the same in all plants: call it "%s-%s"; or delete the other '
+                    'first, if it has moved', new.plant, new.id);
+    end if;
+    if new.last_updated is not distinct from old.last_updated then
+        new.last_updated := clock_timestamp();
+    -- A time to come is a clock that was wrong, and must not shut out all that is right.
+    elsif new.last_updated < old.last_updated and old.last_updated <= clock_timestamp() and new.id = old.id then
+        perform pgpulse.note_machine_state(new, false, new.last_updated);
+        return old;
+    end if;
+    return new;
+end
+$$;
+
+comment on function pgpulse.before_machine_state() is
+    'Trigger function: sets last_updated where the writer does not; keeps a machine in its plant. A report '
+    'that comes late, by its last_updated, goes into the history and leaves the present as it is.';
+
+revoke execute on function pgpulse.before_machine_state from public;
+
+create or replace function pgpulse.after_machine_state() returns trigger
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if tg_op = 'TRUNCATE' then
+        perform pgpulse.note_machine_state(m, true) from public.machine_states m;
+        return null;
+    end if;
+    if tg_op = 'DELETE' then
+        perform pgpulse.note_machine_state(old, true);
+        return null;
+    end if;
+    -- Another id is another machine.
+    if old.id <> new.id then
+        perform pgpulse.note_machine_state(old, true, new.last_updated);
+    end if;
+    perform pgpulse.note_machine_state(new, false, new.last_updated);
     return null;
 end
 $$;
 
 comment on function pgpulse.after_machine_state() is
-    'Trigger function: writes each change into machine_history; for a deleted machine one without status.';
+    'Trigger function: writes each change into machine_history; for a machine that is deleted, or has '
+    'another id from now on, one without status.';
 
 revoke execute on function pgpulse.after_machine_state from public;
 
@@ -109,10 +169,15 @@ create or replace trigger pgpulse_after_update
 after update on public.machine_states
 for each row
 when (
-    (old.name, old.area, old.status, old.oee, old.availability, old.performance, old.quality)
+    (old.id, old.name, old.area, old.status, old.oee, old.availability, old.performance, old.quality)
     is distinct from
-    (new.name, new.area, new.status, new.oee, new.availability, new.performance, new.quality)
+    (new.id, new.name, new.area, new.status, new.oee, new.availability, new.performance, new.quality)
 )
+execute function pgpulse.after_machine_state();
+
+create or replace trigger pgpulse_before_truncate
+before truncate on public.machine_states
+for each statement
 execute function pgpulse.after_machine_state();
 
 -- Machines that were there before have a past from now on.
@@ -323,16 +388,41 @@ comment on function pgpulse.machine_counts is
     'How many machines (of all, or of these) were running, idle, in error and in maintenance at so many '
     'regular moments of a range.';
 
+create or replace function pgpulse.metric_unit(variadic metric_types text[]) returns text
+language sql
+immutable
+parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+    select case
+        when count(distinct unit) = 1 and bool_and(unit is not null) then min(unit)
+        else 'short'
+    end
+    from unnest(metric_types) as m (name)
+    left join (values
+        ('temperature', 'celsius'),
+        ('multi_zone_temp', 'celsius'),
+        ('pressure', 'pressurebar'),
+        ('power', 'kwatt'),
+        ('speed', 'suffix: /min'),
+        ('vibration', 'suffix: mm/s')
+    ) as known (name, unit) using (name)
+$$;
+
+comment on function pgpulse.metric_unit is
+    'Grafana''s name of the unit of a metric_type, or of several if they have the same.';
+
 create or replace view public.machine_oee_hourly as
 select
     p.hour,
     p.machine_id,
     m.area,
-    100 * p.run_seconds / nullif(p.planned_seconds, 0) as availability,
-    100 * p.ideal_cycle_seconds * p.total_count / nullif(p.run_seconds, 0) as performance,
-    100 * p.good_count::float8 / nullif(p.total_count, 0) as quality,
+    -- columns that others made may be integers
+    100::float8 * p.run_seconds / nullif(p.planned_seconds, 0) as availability,
+    100::float8 * p.ideal_cycle_seconds * p.total_count / nullif(p.run_seconds, 0) as performance,
+    100::float8 * p.good_count / nullif(p.total_count, 0) as quality,
     -- the product of the three, with what cancels left out: 0 where nothing ran
-    100 * p.ideal_cycle_seconds * p.good_count / nullif(p.planned_seconds, 0) as oee,
+    100::float8 * p.ideal_cycle_seconds * p.good_count / nullif(p.planned_seconds, 0) as oee,
     p.planned_seconds,
     p.run_seconds,
     p.ideal_cycle_seconds * p.total_count as ideal_seconds,
@@ -343,7 +433,7 @@ left join public.machines m on m.id = p.machine_id;
 
 comment on view public.machine_oee_hourly is
     'pgpulse: OEE of each machine and hour in percent (ISO 22400-2), null where nothing was planned. Of '
-    'several hours or machines: 100 * sum(run_seconds) / sum(planned_seconds), 100 * sum(ideal_seconds) / '
+    'several hours or machines: 100.0 * sum(run_seconds) / sum(planned_seconds), 100.0 * sum(ideal_seconds) / '
     'sum(run_seconds), 100.0 * sum(good_count) / sum(total_count), and their product.';
 
 create or replace function pgpulse.add_factory(theirs boolean default true) returns void

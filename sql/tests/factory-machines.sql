@@ -60,6 +60,35 @@ begin
     assert (select now() - last_updated < interval '1 minute' from machines where id = 'M01');
     assert (select max("timestamp") > now() - interval '1 minute' from machine_history where machine_id = 'M01');
 
+    -- what comes late is history, and leaves the present as it is; but a clock that went ahead does not stop it
+    update machines set status = 'idle', oee = 10, last_updated = '2026-03-01 02:30Z' where id = 'M01';
+    assert (
+        select status = 'maintenance' and now() - last_updated < interval '1 minute' from machines where id = 'M01'
+    );
+    insert into machines (id, status, last_updated) values ('M01', 'idle', '2026-03-01 02:40Z')
+    on conflict (id) do update set status = excluded.status, last_updated = excluded.last_updated;
+    assert (select status = 'maintenance' from machines where id = 'M01');
+    assert (
+        select array_agg(concat_ws(' ', status, to_char(started_at, 'HH24:MI'), to_char(ended_at, 'HH24:MI')))
+        from pgpulse.machine_state_at('2026-03-01 01:00Z', '2026-03-01 04:00Z', '{M01}')
+    ) = '{running 01:00 02:30,idle 02:30 03:00,error 03:00 04:00}';
+    insert into machines (id, status, last_updated) values ('M04', 'idle', '2199-01-01Z');
+    update machines set status = 'error', last_updated = now() where id = 'M04';
+    assert (select status = 'error' from machines where id = 'M04');
+    delete from machines where id = 'M04';
+
+    -- with another id it is another machine, and the one of before is gone
+    insert into machines (id, status, last_updated) values ('M05', 'running', '2026-03-01Z');
+    update machines set id = 'M06', last_updated = '2026-03-02Z' where id = 'M05';
+    assert (
+        select array_agg(
+            concat_ws(' ', machine_id, coalesce(status, 'gone'), to_char("timestamp", 'DD'))
+            order by machine_id, "timestamp"
+        )
+        from machine_history
+        where machine_id in ('M05', 'M06')
+    ) = '{M05 running 01,M05 gone 02,M06 running 02}';
+
     -- a machine that goes leaves its history, and no state from then on
     delete from machines where id = 'M02';
     assert (
@@ -107,6 +136,41 @@ begin
     assert told.count = 72, told;
     select sum(seconds) as sum into told from pgpulse.machine_time_in_state('2026-01-02Z', '2026-03-01Z', '{M03}');
     assert told.sum = 58 * 86400, told;
+end
+$do$;
+
+-- OEE is no integer where the columns that others made are.
+do $do$
+declare
+    query text := rtrim(pg_get_viewdef('machine_oee_hourly'), ';');
+    told text;
+begin
+    create temp table production (
+        machine_id text, hour timestamptz, planned_seconds int, run_seconds int, ideal_cycle_seconds int,
+        total_count int, good_count int
+    );
+    insert into production values ('M01', '2026-03-01Z', 3600, 2400, 3, 700, 699);
+    execute format(
+        $q$select concat_ws(' ', round(availability::numeric, 2), round(performance::numeric, 2),
+            round(quality::numeric, 2), round(oee::numeric, 2)) from (%s) as oee$q$, query
+    ) into told;
+    assert told = '66.67 87.50 99.86 58.25', told;
+end
+$do$;
+
+-- All at once are gone as well.
+truncate machine_states;
+do $do$
+begin
+    assert exists (select from machine_history where machine_id = 'M01');
+    assert not exists (
+        select from pgpulse.machine_state_at(clock_timestamp(), clock_timestamp() + interval '1 hour', '{M01,M06}')
+    );
+    assert (
+        select bool_and(status is null)
+        from (select distinct on (machine_id) * from machine_history where machine_id in ('M01', 'M06')
+            order by machine_id, "timestamp" desc) as last
+    );
 end
 $do$;
 

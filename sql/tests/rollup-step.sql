@@ -23,10 +23,10 @@ declare
     plan text;
 begin
     assert pgpulse.step('2026-01-01 00:00Z', '2026-01-01 00:05Z') = '0';
-    assert pgpulse.step('2026-01-01 00:00Z', '2026-01-01 06:00Z') = '1 minute';
+    assert pgpulse.step('2026-01-01 00:00Z', '2026-01-02 00:00Z') = '1 minute';
     assert pgpulse.step('2026-01-01 00:00Z', '2026-01-08 00:00Z') = '1 hour';
-    assert pgpulse.step('2026-01-01 00:00Z', '2026-02-01 00:00Z') = '1 day';
-    assert pgpulse.step('2026-01-01 00:00Z', '2026-02-01 00:00Z', 1000) = '1 hour';
+    assert pgpulse.step('2026-01-01 00:00Z', '2026-02-01 00:00Z') = '1 hour';
+    assert pgpulse.step('2026-01-01 00:00Z', '2026-02-01 00:00Z', 500) = '1 day';
     assert pgpulse.step('2016-01-01 00:00Z', '2026-02-01 00:00Z') = '1 day';
 
     set local enable_seqscan = off;

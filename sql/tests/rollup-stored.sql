@@ -15,7 +15,7 @@ end
 $$;
 
 alter table samples rename to sample_rows;
-create table sample_packed (machine text, value float8[], at timestamptz[]);
+create table sample_packed (chunk$at timestamptz, machine text, value float8[], at timestamptz[]);
 create view samples as
 select machine, value, at, tx from sample_rows
 union all
@@ -25,15 +25,19 @@ values ('samples', 'sample_rows', 'sample_packed', 'at', '{machine}', '1 day', '
 update pgpulse.rollups set source = 'samples'::regclass where rollup = 'samples';
 select pgpulse.remake_rollup('samples');
 
-create function pg_temp.days(later int) returns text
+create function pg_temp.days(later int, name text default 'samples') returns text
 language plpgsql
 as $$
 declare
     r pgpulse.rollups;
+    found text;
 begin
-    select * into r from pgpulse.rollups where rollup = 'samples';
+    select * into r from pgpulse.rollups where rollup = name;
     perform pgpulse.refresh_rollup(r, txid_current() + 1 + later);
-    return (select string_agg(value_sum::text, ' ' order by time) from rollup.samples where step = '1 day');
+    execute format(
+        'select string_agg(value_sum::text, '' '' order by time) from rollup.%I where step = ''1 day''', name
+    ) into found;
+    return found;
 end
 $$;
 
@@ -42,7 +46,8 @@ begin
     -- Packing is not deleting.
     set local pgpulse.keep_rollups = on;
     insert into sample_packed
-    select machine, array_agg(value), array_agg(at) from sample_rows where at < '2026-01-06Z' group by 1;
+    select '2026-01-05Z', machine, array_agg(value), array_agg(at)
+    from sample_rows where at < '2026-01-06Z' group by machine;
     delete from sample_rows where at < '2026-01-06Z';
     set local pgpulse.keep_rollups = off;
     assert pg_temp.days(0) = '3 4';
@@ -62,6 +67,9 @@ begin
     assert (select source = 'samples'::regclass from pgpulse.rollups where rollup = 'samples');
     perform pgpulse.add_rollup('samples', 'at', array['value'], name => 'whole');
     assert (select count(*) = 2 from pg_trigger where tgrelid = 'sample_rows'::regclass and tgname like '%\_u');
+
+    -- What was packed before it came is in it too.
+    assert pg_temp.days(1, 'whole') = '35 16', pg_temp.days(1, 'whole');
 
     perform pgpulse.drop_rollup('whole');
     perform pgpulse.drop_rollup('samples');

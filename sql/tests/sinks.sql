@@ -81,4 +81,29 @@ begin
 end
 $$;
 
+-- The first one comes by itself, unless the table is somebody's own.
+do $$
+declare
+    said text := obj_description('machine_metrics'::regclass, 'pg_class');
+begin
+    comment on view machine_metrics is 'Ours';
+    assert pgpulse.first_sink() is null and not exists (select from pgpulse.sinks);
+    execute format('comment on view machine_metrics is %L', said);
+    assert pgpulse.first_sink() = 'machine_metrics';
+    assert (select sink from pgpulse.sinks) = 'machine_metrics';
+end
+$$;
+
+-- One that nobody serves holds rows back, and upkeep says so.
+do $$
+begin
+    insert into machine_metrics (machine_id, metric_type, value) values ('M1', 'speed', 1);
+    assert not exists (select from pgpulse.upkeep() where what = 'sink');
+    update pgpulse.sinks set updated_at = now() - interval '2 hours';
+    assert (select fault like '%drop_sink(''machine_metrics'')' from pgpulse.upkeep() where what = 'sink');
+    perform pgpulse.drop_sink('machine_metrics');
+    assert not exists (select from pgpulse.upkeep() where what = 'sink');
+end
+$$;
+
 rollback;

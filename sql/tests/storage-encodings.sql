@@ -63,6 +63,7 @@ begin
     assert pg_temp.floats('{0,-0,0}') = 'all';
     assert pg_temp.floats('{1,Infinity,-Infinity}') = 'all';
     assert pg_temp.floats('{1e300,-1e300,4.9e-324}') = 'all';
+    assert pg_temp.floats('{1.7e308,-1.7e308,1,null}') = 'all';
     assert pg_temp.floats('{7.125,7.125,7.125}') = 'one';
     assert pg_temp.floats('{NaN,NaN}') = 'one';
     assert pg_temp.floats('{-0}') = 'one';

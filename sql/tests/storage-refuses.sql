@@ -18,6 +18,8 @@ create table "Guarded" (at timestamptz not null);
 alter table "Guarded" enable row level security;
 create table shown (at timestamptz, value float8);
 create materialized view shown_by_day as select date_trunc('day', at, 'UTC') as day, count(*) from shown group by 1;
+create table secrets (at timestamptz, value float8, secret text);
+grant select (at, value) on secrets to grafana_readonly;
 create table parted (at timestamptz, kind text) partition by list (kind);
 create table parted_a partition of parted for values in ('a');
 create temp table passing (at timestamptz);
@@ -34,6 +36,7 @@ begin
     assert pg_temp.refusal(format(call, 'children', 'at', '{}')) like '%function public.typed() stands on it';
     assert pg_temp.refusal(format(call, 'shown', 'at', '{}')) like '%materialized view public.shown_by_day stands on it';
     assert pg_temp.refusal(format(call, '"Guarded"', 'at', '{}')) like '%has row-level security';
+    assert pg_temp.refusal(format(call, 'secrets', 'at', '{}')) like '%may read of it the column at, value only';
     assert pg_temp.refusal(format(call, 'parted', 'at', '{}')) like '%is not partitioned by ranges of "at"';
     assert pg_temp.refusal(format(call, 'parted_a', 'at', '{}')) like '%is no table of its own';
     assert pg_temp.refusal(format(call, 'passing', 'at', '{}')) like '%is no table of its own';
@@ -52,7 +55,10 @@ begin
     assert pg_temp.refusal(format(call, 'events', 'at', '{id}')) like 'Cannot change how "public.events" is stored';
     assert pg_temp.refusal(format(call, 'rows.events', 'at', '{id}')) like 'Cannot change how "public.events" is stored';
     assert pg_temp.refusal($q$select pgpulse.pack_from('events', 'children')$q$)
-        = 'Cannot pack "public.children" into "public.events": it lacks id, machine, local, period';
+        = 'Cannot pack "public.children" into "public.events": it lacks id bigint, machine text, '
+            'local timestamp without time zone, period integer';
+    assert pg_temp.refusal($q$select pgpulse.pack_from('events', 'events')$q$)
+        = 'Cannot pack "public.events" into "public.events": it is no plain table';
     -- A view that cannot follow stops it all.
     drop materialized view shown_by_day;
     create view whole as select shown from shown;

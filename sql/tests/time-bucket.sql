@@ -48,6 +48,14 @@ begin
     exception when feature_not_supported then
         null;
     end;
+    -- What has no end stays so, whatever the step.
+    assert time_bucket('1 month', timestamptz 'infinity') = 'infinity';
+    assert time_bucket('3 months', timestamp '-infinity') = '-infinity';
+    assert time_bucket('1 month', date 'infinity') = 'infinity';
+    assert time_bucket('1 day', timestamptz 'infinity') = 'infinity';
+    assert time_bucket('1 month', null::timestamp) is null;
+    assert time_bucket('1 week', date '2026-03-04', interval '2 days') = date '2026-03-04';
+    assert pg_typeof(time_bucket('1 week', date '2026-03-04', interval '2 days')) = 'date'::regtype;
 end
 $$;
 
