@@ -735,7 +735,7 @@ Deno.test("rollups", async (t) => {
       return step;
     };
     deepStrictEqual(
-      [await step(1, 1), await step(5, 1), await step(15, 1), await step(30, 1), await step(5, 24)],
+      [await step(1, 1), await step(5, 1), await step(15, 1), await step(30, 1), await step(5, 48)],
       ["00:00:00", "00:01:00", "01:00:00", "1 day", "01:00:00"],
     );
     await rejects(sql`select pgpulse.keep_rollup('samples', '5m', '1 day')`, /it has no step "5m"/);
