@@ -42,7 +42,10 @@ begin
         grant select on all tables in schema live to server;
         grant select on pgpulse.streams, pgpulse.channels, pgpulse.watches to server;
         grant execute on function pgpulse.watch_stream to server;
-        grant select on public.hosts, public.system_metrics, public.postgresql_metrics to server;
+        grant select on public.hosts, public.postgresql_metrics to server;
+        execute format(
+            'grant select, insert on public.system_metrics, %s to server', pgpulse.rows_of('public.system_metrics')
+        );
         grant execute on function pgpulse.collect to server;
         grant select on pgpulse.rollups to server;
         grant select on all tables in schema rollup to server;
