@@ -13,7 +13,7 @@ import postgres from "npm:postgres@3.4.9";
 import { Spool, Troubles } from "./collect.ts";
 import { freePort } from "./dev.ts";
 import { Host } from "./generate.ts";
-import { ROOT, script, type TestServer, testServer, until } from "./testing.ts";
+import { migrate, ROOT, script, type TestServer, testServer, until } from "./testing.ts";
 
 const HELP = `bench: measures every figure that the README names
 
@@ -66,12 +66,7 @@ async function database(bin?: string, timescale = false): Promise<TestServer> {
     ],
   });
   if (timescale) await server.sql`create extension timescaledb`;
-  const migrated = await script("migrate.ts", ["--set-passwords"], {
-    DATABASE_URL: server.url,
-    DB_PASSWORD: "server",
-    GRAFANA_DB_PASSWORD: "grafana",
-  });
-  if (migrated.code) throw new Error(migrated.stderr);
+  await migrate(server);
   return server;
 }
 
@@ -534,7 +529,7 @@ async function year(
     if (!out.success) throw new Error(new TextDecoder().decode(out.stderr));
   };
   const columns = `machine_id, metric_type, value, "timestamp"`;
-  // Rows of 100 series, each 10 s, in the order in which they come; values with two decimals.
+  // Rows of 100 series in the order in which they come; values with two decimals.
   const rows = (from: string, to: string, spacing = every) =>
     `select 'M' || lpad(m::text, 2, '0') as machine_id, k as metric_type, round((50 + 20 * sin(extract(epoch from t) / 7000 + m)
       + 3 * random())::numeric, 2)::float8 as value, t as "timestamp"
@@ -606,8 +601,8 @@ async function year(
     ratios.push(without / beside);
   }
   await Deno.remove(dir, { recursive: true });
-  const day1 = `COPY of a day, ${points} points`;
-  report(name(`${day1}, rollups and storage off`), off, "points/s", "");
+  const copied = `COPY of a day, ${points} points`;
+  report(name(`${copied}, rollups and storage off`), off, "points/s", "");
   report(name("the same, on"), on, "points/s", "");
   report(name("on / off"), ratios, "x", "at least 0.80x");
   report(name("upkeep / the COPY's own time"), kept, "x", "at most 0.35x");

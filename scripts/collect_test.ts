@@ -21,7 +21,15 @@ import {
   Troubles,
 } from "./collect.ts";
 import postgres from "npm:postgres@3.4.9";
-import { installed, quietPort, ROOT, script, surroundings, testServer, until } from "./testing.ts";
+import {
+  installed,
+  migrated,
+  quietPort,
+  ROOT,
+  surroundings,
+  testServer,
+  until,
+} from "./testing.ts";
 
 const pause = (ms: number) => new Promise((done) => setTimeout(done, ms));
 
@@ -929,7 +937,7 @@ Deno.test("delivery", async (t) => {
           env: surroundings(),
           clearEnv: true,
           stdout: "piped",
-          stderr: "null",
+          stderr: "inherit",
         }).spawn();
         let said = "";
         let armed = false;
@@ -1065,18 +1073,11 @@ Deno.test("--install --print: a service that hides its passwords", async () => {
 });
 
 Deno.test("as a program: two with one spool, health, metrics, an outage, its own restart", async () => {
-  await using server = await testServer();
+  await using server = await migrated();
   await using place = await alone();
-  const migrated = await script("migrate.ts", [], {
-    DATABASE_URL: server.url,
-    DB_PASSWORD: "server",
-    GRAFANA_DB_PASSWORD: "grafana",
-    COLLECTOR_DB_PASSWORD: "first",
-  });
-  strictEqual(migrated.code, 0, migrated.stderr);
   const port = quietPort();
   const urlFile = join(place.path, "url");
-  Deno.writeTextFileSync(urlFile, server.urlFor("collector", "first") + "\n");
+  Deno.writeTextFileSync(urlFile, server.urlFor("collector", "collect") + "\n");
   const args = ["--interval", "1s", "--host", "web1", "--spool", "spool", "--url-file", urlFile];
   const start = (...more: string[]) => {
     const child = place.command([...args, ...more]).spawn();

@@ -3,27 +3,9 @@
 import { deepStrictEqual, match, ok, rejects, strictEqual } from "node:assert";
 import postgres from "npm:postgres@3.4.9";
 import { summary } from "./collect.ts";
-import {
-  background,
-  GrafanaStandIn,
-  script,
-  type TestServer,
-  testServer,
-  until,
-} from "./testing.ts";
+import { background, GrafanaStandIn, migrated, script, until } from "./testing.ts";
 
 type Json = Record<string, unknown>;
-
-const ENV = {
-  DB_PASSWORD: "server",
-  GRAFANA_DB_PASSWORD: "grafana",
-  COLLECTOR_DB_PASSWORD: "collect",
-};
-
-async function migrated(server: TestServer): Promise<void> {
-  const { code, stderr } = await script("migrate.ts", [], { ...ENV, DATABASE_URL: server.url });
-  strictEqual(code, 0, stderr);
-}
 
 const METRICS = {
   cpu: { used: 0.5, user: 0.3, system: 0.15, iowait: 0.04, steal: 0.01, cores: 8 },
@@ -89,9 +71,8 @@ const record = (host: string, time: number, more: Json = {}) => ({
 const second = () => Math.floor(Date.now() / 1000) * 1000;
 
 Deno.test("pgpulse.collect", async (t) => {
-  await using server = await testServer();
+  await using server = await migrated();
   const { sql } = server;
-  await migrated(server);
   await using clients = new AsyncDisposableStack();
   const client = (role: string, password: string) => {
     const sql = postgres(server.urlFor(role, password), { max: 4, onnotice: () => {} });
@@ -432,9 +413,8 @@ Deno.test("pgpulse.collect", async (t) => {
 });
 
 Deno.test("samples in packed history and rollups", async (t) => {
-  await using server = await testServer();
+  await using server = await migrated();
   const { sql } = server;
-  await migrated(server);
   const collect = async (batch: unknown) => {
     const [{ answer }] = await sql`
       select pgpulse.collect(${JSON.stringify(batch)}::text::json) as answer
@@ -577,9 +557,8 @@ Deno.test("samples in packed history and rollups", async (t) => {
 });
 
 Deno.test("pgpulse.watch_stream", async (t) => {
-  await using server = await testServer();
+  await using server = await migrated();
   const { sql } = server;
-  await migrated(server);
   const grafana = postgres(server.urlFor("grafana_readonly", "grafana"), {
     max: 1,
     onnotice: () => {},
@@ -627,9 +606,8 @@ Deno.test("pgpulse.watch_stream", async (t) => {
 });
 
 Deno.test("the relay pushes what is watched at full beat, the rest slowly", async (t) => {
-  await using server = await testServer();
+  await using server = await migrated();
   const { sql } = server;
-  await migrated(server);
   await using grafana = new GrafanaStandIn().start();
   await sql.unsafe(`
     create table beats (at timestamptz not null default clock_timestamp(), host text, value float8);
@@ -746,9 +724,8 @@ Deno.test("the relay pushes what is watched at full beat, the rest slowly", asyn
 });
 
 Deno.test("generate hosts makes a fleet, through the door that collectors use", async (t) => {
-  await using server = await testServer({ major: 15 });
+  await using server = await migrated({ major: 15 });
   const { sql } = server;
-  await migrated(server);
   const generate = (...args: string[]) =>
     script("generate.ts", ["hosts", "--hosts", "12", ...args], {
       DATABASE_URL: server.urlFor("server", "server"),

@@ -18,16 +18,18 @@ import {
   background,
   GrafanaStandIn,
   installed,
+  migrated,
   parseLines,
   Picture,
   quietPort,
   ROOT,
   script,
   type TestServer,
-  testServer,
   until,
 } from "./testing.ts";
 
+/** Many relays come and go at one server. */
+const SETTINGS = ["max_connections=300"];
 const pause = (ms: number) => new Promise((done) => setTimeout(done, ms));
 
 // --- units ---------------------------------------------------------------------------------------
@@ -325,17 +327,6 @@ interface World extends AsyncDisposable {
 
 const dir = Deno.makeTempDirSync({ prefix: "pgpulse-relay-" });
 
-async function migrated(major: 15 | 18): Promise<TestServer> {
-  const server = await testServer({ major, settings: ["max_connections=300"] });
-  const { code, stderr } = await script("migrate.ts", [], {
-    DATABASE_URL: server.url,
-    DB_PASSWORD: "pw",
-    GRAFANA_DB_PASSWORD: "pw",
-  });
-  strictEqual(code, 0, stderr);
-  return server;
-}
-
 /** A relay as role `server`, on a free port, with its own folder for tokens. */
 async function startRelay(
   url: string,
@@ -360,13 +351,13 @@ const address = async (relay: Background) =>
   (await relay.said(/^Serves streams at/)).match(/http:\S+\//)![0];
 
 async function open(major: 15 | 18): Promise<World> {
-  const server = await migrated(major);
+  const server = await migrated({ major, settings: SETTINGS });
   const grafana = new GrafanaStandIn().start();
   // An untouched copy, to make further databases of.
   const admin = postgres(server.urlFor("user", "secret", "postgres"), { max: 1 });
   await admin`create database spare template testdb strategy file_copy`;
   await admin.end();
-  const relay = await startRelay(server.urlFor("server", "pw"), [grafana]);
+  const relay = await startRelay(server.urlFor("server", "server"), [grafana]);
   const http = await address(relay);
   const { sql } = server;
   return {
@@ -960,12 +951,12 @@ against("/metrics is Prometheus' text format, /healthz, /streams and / answer", 
     /https?:\/\/(?!(github\.com|www\.w3\.org))/,
     "The page loads nothing from elsewhere",
   );
-  doesNotMatch(relay.log.join("\n"), /glsa_static|:pw@/, "No secrets in the log");
+  doesNotMatch(relay.log.join("\n"), /glsa_static|:server@/, "No secrets in the log");
 });
 
 against("--panel prints a panel, --help the manual, and wrong flags say what to do", async () => {
   const { server, http } = await world();
-  const env = { DATABASE_URL: server.urlFor("server", "pw") };
+  const env = { DATABASE_URL: server.urlFor("server", "server") };
   const run = (args: string[], more = {}) => script("notify-relay.ts", args, { ...env, ...more });
   const [shown, split, help, none, flag, port, taken, budget, url, tokens, login] = await Promise
     .all([
@@ -1031,7 +1022,7 @@ async function database(name: string) {
   let i = 0;
   return {
     sql,
-    url: server.urlFor("server", "pw", name),
+    url: server.urlFor("server", "server", name),
     channel: `stream/pgpulse/${name}`,
     insert: async () => void await sql`insert into ${sql(name)} (value) values (${i++})`,
     truth: () => truth(sql, name),
@@ -1307,7 +1298,7 @@ async function signals() {
   await using own = await database("ended");
   // Accepts and never answers.
   using mute = Deno.listen({ hostname: "127.0.0.1", port: 0 });
-  const nowhere = `postgres://server:pw@127.0.0.1:${(mute.addr as Deno.NetAddr).port}/testdb`;
+  const nowhere = `postgres://server:server@127.0.0.1:${(mute.addr as Deno.NetAddr).port}/testdb`;
   await using one = await startRelay(own.url, [grafana]);
   await using two = await startRelay(nowhere, [grafana]);
   await leads(one);
@@ -1344,10 +1335,10 @@ async function killedDatabase() {
 
 async function lateDatabase() {
   await using grafana = new GrafanaStandIn().start();
-  await using server = await migrated(18);
+  await using server = await migrated({ settings: SETTINGS });
   await server.sql`insert into metrics (value) values (1)`;
   await server.kill();
-  await using relay = await startRelay(server.urlFor("server", "pw"), [grafana]);
+  await using relay = await startRelay(server.urlFor("server", "server"), [grafana]);
   await relay.said(/^Cannot use "127.0.0.1:\d+": nothing listens there; start it/);
   await pause(2_000);
   strictEqual(relay.log.length, 2, relay.log.join("\n"));
@@ -1393,7 +1384,7 @@ async function halfOpen() {
   await using grafana = new GrafanaStandIn().start();
   await using own = await database("frozen");
   await using through = proxy((await world()).server.port);
-  const url = `postgres://server:pw@127.0.0.1:${through.port}/frozen`;
+  const url = `postgres://server:server@127.0.0.1:${through.port}/frozen`;
   await using relay = await startRelay(url, [grafana]);
   const picture = grafana.subscribe(own.channel);
   await leads(relay);
@@ -1445,7 +1436,7 @@ async function deaf() {
   await using own = await database("deaf");
   // Of another database no hint comes, as little as through a pooler.
   await using relay = await startRelay(own.url, [grafana], {
-    LISTEN_DATABASE_URL: server.urlFor("server", "pw", "postgres"),
+    LISTEN_DATABASE_URL: server.urlFor("server", "server", "postgres"),
   });
   const picture = grafana.subscribe(own.channel);
   await own.insert();
@@ -1523,7 +1514,7 @@ async function bouncer(server: TestServer): Promise<AsyncDisposable & { port: nu
   const port = quietPort();
   const folder = await Deno.makeTempDir({ prefix: "pgpulse-bouncer-" });
   await Deno.chmod(folder, 0o755);
-  await Deno.writeTextFile(`${folder}/users`, `"server" "pw"\n`);
+  await Deno.writeTextFile(`${folder}/users`, `"server" "server"\n`);
   await Deno.writeTextFile(
     `${folder}/ini`,
     `[databases]
@@ -1557,7 +1548,7 @@ async function pooled() {
   await using grafana = new GrafanaStandIn().start();
   await using own = await database("pooled");
   await using pool = await bouncer((await world()).server);
-  const url = `postgres://server:pw@127.0.0.1:${pool.port}/pooled?pgbouncer=true`;
+  const url = `postgres://server:server@127.0.0.1:${pool.port}/pooled?pgbouncer=true`;
   await using relay = await startRelay(url, [grafana]);
   const picture = grafana.subscribe(own.channel);
   await own.insert();

@@ -6,13 +6,12 @@ import { join } from "node:path";
 import postgres from "npm:postgres@3.4.9";
 import YAML from "npm:yaml@2.9.1";
 import { masked, postgresqlSampler, topStatements, Troubles } from "./collect.ts";
-import { ROOT, script, testServer, until } from "./testing.ts";
+import { migrated, ROOT, script, testServer, until } from "./testing.ts";
 
 // deno-lint-ignore no-explicit-any -- samples, dashboards and alerts as JSON and YAML
 type Any = any;
 
 const LIBRARY = ["shared_preload_libraries=pg_stat_statements"];
-const ENV = { DB_PASSWORD: "server", GRAFANA_DB_PASSWORD: "two", COLLECTOR_DB_PASSWORD: "collect" };
 const read = (path: string) => Deno.readTextFileSync(join(ROOT, path));
 const dashboard: Any = JSON.parse(read("grafana/dashboards/pgpulse/postgresql.json"));
 const rules: Any[] = YAML.parse(read("grafana/provisioning/alerting/postgresql.yaml"))
@@ -256,7 +255,6 @@ for (const major of [15, 18] as const) {
       const out = await script(
         "collect.ts",
         ["--once", "--host", "web1", "--postgres", second],
-        ENV,
       );
       strictEqual(out.code, 0, out.stderr);
       const record = JSON.parse(out.stdout.slice(out.stdout.lastIndexOf("\n{") + 1));
@@ -349,12 +347,10 @@ for (const major of [15, 18] as const) {
   });
 
   Deno.test(`PostgreSQL ${major}: views, live stream, dashboard and alerts`, async (t) => {
-    await using server = await testServer({ major, settings: LIBRARY });
+    await using server = await migrated({ major, settings: LIBRARY });
     const { sql, url } = server;
-    const { code, stderr } = await script("migrate.ts", [], { ...ENV, DATABASE_URL: url });
-    strictEqual(code, 0, stderr);
     await sql`create extension pg_stat_statements`;
-    await using reader = session(server.urlFor("grafana_readonly", "two"), "reader");
+    await using reader = session(server.urlFor("grafana_readonly", "grafana"), "reader");
     await using holder = session(url, "holder");
     await using waiter = session(url, "waiter");
 

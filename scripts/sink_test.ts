@@ -4,7 +4,7 @@ import { deepStrictEqual, match, ok, strictEqual, throws } from "node:assert";
 import { gunzipSync } from "node:zlib";
 import postgres from "npm:postgres@3.4.9";
 import { influx, refusedLines } from "./notify-relay.ts";
-import { type Background, background, quietPort, script, testServer, until } from "./testing.ts";
+import { type Background, background, migrated, quietPort, until } from "./testing.ts";
 
 // --- units ----------------------------------------------------------------------------------------
 
@@ -199,14 +199,8 @@ class InfluxStandIn implements AsyncDisposable {
 // --- against PostgreSQL ------------------------------------------------------------------------------
 
 /** A migrated server, and databases made of its untouched copy. */
-async function migrated() {
-  const server = await testServer({ settings: ["max_connections=100"] });
-  const { code, stderr } = await script("migrate.ts", [], {
-    DATABASE_URL: server.url,
-    DB_PASSWORD: "pw",
-    GRAFANA_DB_PASSWORD: "pw",
-  });
-  strictEqual(code, 0, stderr);
+async function worlds() {
+  const server = await migrated({ settings: ["max_connections=100"] });
   await server.sql.end();
   const admin = postgres(server.urlFor("user", "secret", "postgres"), {
     max: 1,
@@ -225,7 +219,7 @@ async function migrated() {
         influx,
         async relay(env: Record<string, string> = {}): Promise<Background> {
           const relay = await background("relay", ["--port", "0"], {
-            DATABASE_URL: server.urlFor("server", "pw", name),
+            DATABASE_URL: server.urlFor("server", "server", name),
             INFLUX_URL: influx.url,
             ...env,
           });
@@ -246,8 +240,8 @@ async function migrated() {
   };
 }
 
-let shared: ReturnType<typeof migrated> | undefined;
-const setup = () => shared ??= migrated();
+let shared: ReturnType<typeof worlds> | undefined;
+const setup = () => shared ??= worlds();
 const loose = { sanitizeOps: false, sanitizeResources: false, sanitizeExit: false };
 const test = (name: string, fn: () => Promise<void>) => Deno.test({ name, fn, ...loose });
 

@@ -4,28 +4,7 @@ import { deepStrictEqual, match, ok, rejects, strictEqual } from "node:assert";
 import { Readable } from "node:stream";
 import { pipeline } from "node:stream/promises";
 import postgres from "npm:postgres@3.4.9";
-import { ready, script, type TestServer, testServer, until } from "./testing.ts";
-
-/** Reproducible numbers from 0 to 1. */
-function random(seed: number): () => number {
-  return () => {
-    seed = (seed + 0x6d2b79f5) | 0;
-    let t = Math.imul(seed ^ (seed >>> 15), 1 | seed);
-    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
-    return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32;
-  };
-}
-
-async function migrated(): Promise<TestServer> {
-  const server = await testServer();
-  const { code, stderr } = await script("migrate.ts", [], {
-    DATABASE_URL: server.url,
-    DB_PASSWORD: "server",
-    GRAFANA_DB_PASSWORD: "grafana",
-  });
-  strictEqual(code, 0, stderr);
-  return server;
-}
+import { migrated, random, ready, script, until } from "./testing.ts";
 
 /** A table of 24 days, rolled up, with a copy of itself; values are eighths: sums are exact. */
 const SAMPLES = `

@@ -90,6 +90,40 @@ export async function testServer(
   };
 }
 
+/**
+ * Brings a server to the state of sql/, with roles server (password "server"), grafana_readonly
+ * ("grafana") and collector ("collect").
+ */
+export async function migrate(server: TestServer): Promise<string> {
+  const { code, stdout, stderr } = await script("migrate.ts", ["--set-passwords"], {
+    DATABASE_URL: server.url,
+    DB_PASSWORD: "server",
+    GRAFANA_DB_PASSWORD: "grafana",
+    COLLECTOR_DB_PASSWORD: "collect",
+  });
+  if (code) throw new Error(stderr);
+  return stdout;
+}
+
+/** A fresh PostgreSQL in the state of sql/. */
+export async function migrated(
+  options?: Parameters<typeof testServer>[0],
+): Promise<TestServer> {
+  const server = await testServer(options);
+  await migrate(server);
+  return server;
+}
+
+/** Reproducible numbers from 0 to 1. */
+export function random(seed: number): () => number {
+  return () => {
+    seed = (seed + 0x6d2b79f5) | 0;
+    let t = Math.imul(seed ^ (seed >>> 15), 1 | seed);
+    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
+    return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32;
+  };
+}
+
 /** Waits, at most 30 s, until a login at `url` succeeds. */
 export async function ready(url: string): Promise<void> {
   for (const end = Date.now() + 30_000;;) {

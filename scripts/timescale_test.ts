@@ -4,23 +4,13 @@
 import { deepStrictEqual, match, ok, rejects, strictEqual } from "node:assert";
 import { join } from "node:path";
 import postgres from "npm:postgres@3.4.9";
-import { ROOT, script, type TestServer, testServer } from "./testing.ts";
+import { migrate, ROOT, type TestServer, testServer } from "./testing.ts";
 
 const bin = Deno.env.get("PGPULSE_TIMESCALE_BIN");
 
 function test(name: string, fn: (t: Deno.TestContext) => Promise<void>): void {
   const why = bin ? "" : " (skipped: set PGPULSE_TIMESCALE_BIN to a PostgreSQL with TimescaleDB)";
   Deno.test({ name: `TimescaleDB: ${name}${why}`, ignore: !bin, fn });
-}
-
-async function migrate(server: TestServer): Promise<string> {
-  const { code, stdout, stderr } = await script("migrate.ts", [], {
-    DATABASE_URL: server.url,
-    DB_PASSWORD: "server",
-    GRAFANA_DB_PASSWORD: "grafana",
-  });
-  strictEqual(code, 0, stderr);
-  return stdout;
 }
 
 /** A server with the extension at hand; its background jobs run only when a test calls them. */

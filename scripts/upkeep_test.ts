@@ -2,7 +2,7 @@
 
 import { deepStrictEqual, match, ok, rejects, strictEqual, throws } from "node:assert";
 import postgres from "npm:postgres@3.4.9";
-import { background, ready, script, testServer, until } from "./testing.ts";
+import { background, migrated, ready, script, until } from "./testing.ts";
 import { duration } from "./upkeep.ts";
 
 const TABLE = `
@@ -29,13 +29,7 @@ Deno.test("a time is read, or refused with the way to write it", () => {
 });
 
 Deno.test("upkeep", async (t) => {
-  await using server = await testServer();
-  const migrated = await script("migrate.ts", [], {
-    DATABASE_URL: server.url,
-    DB_PASSWORD: "server",
-    GRAFANA_DB_PASSWORD: "grafana",
-  });
-  strictEqual(migrated.code, 0, migrated.stderr);
+  await using server = await migrated();
   const env = { DATABASE_URL: server.urlFor("server", "server") };
   const { sql } = server;
   await sql.unsafe(TABLE).simple();

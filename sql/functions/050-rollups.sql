@@ -612,7 +612,7 @@ begin
     end if;
     -- Whoever packs knows of the rollup then, and leaves what it has not counted.
     if rows <> r.source then
-        perform pg_advisory_xact_lock(hashtextextended('pgpulse storage ' || rows::oid, 0));
+        perform pgpulse.lock_storage(rows, true);
     end if;
     had_tx := exists (
         select from pg_attribute where attrelid = rows and attname = 'tx' and not attisdropped

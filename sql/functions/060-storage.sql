@@ -231,6 +231,22 @@ begin
 end
 $$;
 
+-- Held by whoever packs, unpacks or turns over the table, to the end of the transaction.
+create or replace function pgpulse.lock_storage(rows regclass, wait boolean) returns boolean
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    key bigint := hashtextextended('pgpulse storage ' || rows::oid, 0);
+begin
+    if wait then
+        perform pg_advisory_xact_lock(key);
+        return true;
+    end if;
+    return pg_try_advisory_xact_lock(key);
+end
+$$;
+
 -- The hypertable that takes over, while pgpulse.move_to_timescale is under way.
 create or replace function pgpulse.twin_of(s pgpulse.storage) returns text
 language sql
@@ -1838,7 +1854,7 @@ begin
         perform pgpulse.drop_hypertable(source);
         return;
     end if;
-    perform pg_advisory_xact_lock(hashtextextended('pgpulse storage ' || s.rows::oid, 0));
+    perform pgpulse.lock_storage(s.rows, true);
     raise notice 'Copies all rows of "%" into a plain table, in one transaction: writers wait until it ends', s.source;
     perform pgpulse.lock_rollup(r.rollup, true) from pgpulse.rollups r where r.source = s.source;
     perform pgpulse.hold_views(s.source);
@@ -1970,7 +1986,7 @@ begin
         raise exception 'Cannot pack "%" into "%": it lacks %', from_table, s.source, missing
             using hint = format('create temp table t (like %s)', s.source);
     end if;
-    perform pg_advisory_xact_lock(hashtextextended('pgpulse storage ' || s.rows::oid, 0));
+    perform pgpulse.lock_storage(s.rows, true);
     s := pgpulse.stored(name, 'pack rows into');
     -- What is young or has no believable time becomes rows, as if inserted; where there is a sink, all
     -- does, as it finds by transaction what it has not sent. That is packed when it has.
@@ -2029,7 +2045,7 @@ begin
     if pgpulse.is_hypertable(name) then
         return pgpulse.unpack_hypertable(name, "from", "to", hold);
     end if;
-    perform pg_advisory_xact_lock(hashtextextended('pgpulse storage ' || s.rows::oid, 0));
+    perform pgpulse.lock_storage(s.rows, true);
     select
         string_agg(c.name, ', '),
         string_agg(case when c.family = 'tx' then '0' else c.name end, ', ')
@@ -2347,9 +2363,9 @@ begin
     -- transaction; and by chance each table has its turn.
     for known in select k.source from pgpulse.storage k order by random() loop
         -- Somebody else is at work on it; held to the end of the transaction, as poolers need it.
-        continue when not pg_try_advisory_xact_lock(hashtextextended(
-            'pgpulse storage ' || (select k.rows::oid from pgpulse.storage k where k.source = known), 0
-        ));
+        continue when not pgpulse.lock_storage(
+            (select k.rows from pgpulse.storage k where k.source = known), false
+        );
         select * into s from pgpulse.storage k where k.source = known;
         continue when s.source is null;
         "table" := s.source;

@@ -981,7 +981,7 @@ declare
 begin
     more := true;
     select * into s from pgpulse.storage known where known.source = to_regclass(name);
-    perform pg_advisory_xact_lock(hashtextextended('pgpulse storage ' || s.rows::oid, 0));
+    perform pgpulse.lock_storage(s.rows, true);
     select * into s from pgpulse.storage known where known.source = to_regclass(name);
     if s.source is null and pgpulse.is_hypertable(to_regclass(name)) then
         detail := 'is a hypertable';

@@ -1,17 +1,6 @@
 -- What cannot be shown is refused with the reason, and nothing is registered.
 begin;
 
-create function pg_temp.refusal(statement text) returns text
-language plpgsql
-as $$
-begin
-    execute statement;
-    return 'not refused';
-exception when others then
-    return sqlerrm;
-end
-$$;
-
 create view live.no_time as select 1 as value;
 create view live.no_field as select now() as time, 'a' as label;
 create view live.odd as select now() as time, 1 as value, '{}'::jsonb as doc;

@@ -2,17 +2,6 @@
 -- the rollup was added.
 begin;
 
-create function pg_temp.refusal(statement text) returns text
-language plpgsql
-as $$
-begin
-    execute statement;
-    return 'not refused';
-exception when others then
-    return sqlerrm;
-end
-$$;
-
 create function pg_temp.days(name text) returns text
 language plpgsql
 as $$

@@ -1,17 +1,6 @@
 -- What cannot be rolled up is refused with the reason, and nothing is left behind.
 begin;
 
-create function pg_temp.refusal(statement text) returns text
-language plpgsql
-as $$
-begin
-    execute statement;
-    return 'not refused';
-exception when others then
-    return sqlerrm;
-end
-$$;
-
 create table samples (doc jsonb, value int, at timestamptz, "local" timestamp);
 
 do $$

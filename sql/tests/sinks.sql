@@ -2,17 +2,6 @@
 -- once; the column tx goes with the last that needs it.
 begin;
 
-create function pg_temp.refusal(statement text) returns text
-language plpgsql
-as $$
-begin
-    execute statement;
-    return 'not refused';
-exception when others then
-    return sqlerrm;
-end
-$$;
-
 create table samples (id int, host text, value float8, at timestamptz, "local" timestamp);
 create table parts (at timestamptz, value float8) partition by range (at);
 create table part_1 partition of parts default;

@@ -1,17 +1,6 @@
 -- What cannot be stored is refused with the reason, and nothing is left behind.
 begin;
 
-create function pg_temp.refusal(statement text) returns text
-language plpgsql
-as $$
-begin
-    execute statement;
-    return 'not refused';
-exception when others then
-    return sqlerrm;
-end
-$$;
-
 create table events (id bigint primary key, machine text, at timestamptz, "local" timestamp, period int, unique (machine, at));
 create table children (at timestamptz, event bigint references events (id));
 create table "Guarded" (at timestamptz not null);
