@@ -1,7 +1,7 @@
 /**
  * The supervisor: one command from nothing to a live panel.
  *
- *     deno task dev [--no-grafana] [--no-factory] [--no-collect] [--json]
+ *     deno task dev [--no-grafana] [--no-factory] [--no-collect] [--no-etl] [--json]
  *     deno task status [--json]
  *
  * Starts PostgreSQL, the migrations, Grafana and the scripts, and keeps them running. Each is one
@@ -968,6 +968,7 @@ interface Setting {
   grafana: boolean;
   factory: boolean;
   collect: boolean;
+  etl: boolean;
   /** Passwords may be printed. */
   show: boolean;
   ports: Record<string, number>;
@@ -1026,6 +1027,7 @@ function choosePort({ ports, log }: Setting, part: string, variable: string, usu
 async function plan(setting: Setting): Promise<Part[]> {
   const db = await findDatabase(setting);
   const port = choosePort(setting, "relay", "RELAY_PORT", 8090);
+  const mongo = given("MONGO_URI")?.replaceAll("'", "%27");
   const { tasks } = JSON.parse(await Deno.readTextFile(join(ROOT, "deno.json")));
   const task = (name: string, args: string[], env: Record<string, string> = {}): Command => {
     const [, ...words] = tasks[name].command.replaceAll('"', "").split(" ");
@@ -1048,7 +1050,8 @@ async function plan(setting: Setting): Promise<Part[]> {
   const look = (text: string) =>
     troubles = text.startsWith("{") ? JSON.parse(text).troubles ?? [] : [];
   // By this file the other tasks of deno.json find the database and the Grafana that dev runs.
-  const lines = Object.entries({ ...db.address, ...signedIn(push) })
+  const known = { ...db.address, ...signedIn(push), ...mongo && { MONGO_URI: mongo } };
+  const lines = Object.entries(known)
     .map(([name, value]) => `${name}='${value}'\n`);
   writeKept("dev.env", lines.join(""));
   return [
@@ -1097,6 +1100,7 @@ async function plan(setting: Setting): Promise<Part[]> {
           }),
       }]
       : [],
+    ...setting.etl ? [readingsPart(setting, task)] : [],
     // Samples to look at; nobody wants them among data of their own.
     ...db.external ? [] : [
       {
@@ -1112,6 +1116,26 @@ async function plan(setting: Setting): Promise<Part[]> {
       ...setting.factory ? factoryParts(["migrate", ...grafana.map(({ name }) => name)], task) : [],
     ],
   ];
+}
+
+/** Readings over HTTP, and out of MongoDB where there is one. */
+function readingsPart(setting: Setting, task: (name: string, args: string[]) => Command): Part {
+  const port = choosePort(setting, "etl", "PORT", 8085);
+  const sync = given("MONGO_URI") ? ["--sync"] : [];
+  let away = false;
+  const look = (text: string) =>
+    away = text.startsWith("{") && JSON.parse(text).sync?.mongo === "away";
+  return {
+    name: "etl",
+    after: ["migrate"],
+    start: () => task("etl", ["serve", ...sync, "--bind", "127.0.0.1", "--port", `${port}`]),
+    probe: answers(`http://127.0.0.1:${port}/healthz`, look),
+    complaint: () => away ? "MongoDB is away; it is tried again and again" : undefined,
+    port,
+    address: `http://localhost:${port}`,
+    advice: "Look at MONGO_URI, or leave it out by --no-etl",
+    links: () => [`Readings     http://localhost:${port}/`],
+  };
 }
 
 /** A plant to look at, once all else stands: its last hours and its present, then its past. */
@@ -1555,7 +1579,15 @@ function foreignGrafana(
 
 /** Where to look first; the sample factory only where there is one. */
 function dashboardLinks(url: string, factory = false): string {
-  const uids = ["metrics", "streams", factory && "plant", given("INFLUX_URL") && "influx"];
+  const uids = [
+    "metrics",
+    factory && "plant",
+    "hosts",
+    "postgresql",
+    "readings",
+    "streams",
+    given("INFLUX_URL") && "influx",
+  ];
   return `Dashboards   ${uids.filter(Boolean).map((uid) => `${url}/d/${uid}`).join("   ")}`;
 }
 
@@ -1822,7 +1854,7 @@ function status(json: boolean): number {
 /** Runs everything until a signal comes. */
 async function dev(
   json: boolean,
-  wanted: Pick<Setting, "grafana" | "factory" | "collect">,
+  wanted: Pick<Setting, "grafana" | "factory" | "collect" | "etl">,
 ): Promise<number> {
   await Deno.mkdir(STATE, { recursive: true });
   using lock = await Deno.open(join(STATE, "lock"), { create: true, write: true });
@@ -1879,11 +1911,11 @@ async function dev(
 
 const HELP = `pgpulse: from nothing to a live panel, and all of it watched
 
-Usage: deno task dev [--no-grafana] [--no-factory] [--no-collect] [--json]
+Usage: deno task dev [--no-grafana] [--no-factory] [--no-collect] [--no-etl] [--json]
        deno task status [--json]
 
-Starts PostgreSQL, the migrations, Grafana, the relay, upkeep, the collector and the generators,
-restarts what fails, and prints where to click. Ctrl-C stops all of it. Data and passwords stay in
+Starts PostgreSQL, the migrations, Grafana, the relay, upkeep, the collector, the API of readings and
+the generators, restarts what fails, and prints where to click. Ctrl-C stops all of it. Data and passwords stay in
 .pgpulse/ of the checkout.
 
   start            the default
@@ -1894,6 +1926,7 @@ restarts what fails, and prints where to click. Ctrl-C stops all of it. Data and
   --no-factory     without the sample factory: 90 days of 20 machines, by the hour, and the last 6
                    hours every 10 s, made in the background; factory-past is done then
   --no-collect     without samples of this machine and of the database
+  --no-etl         without readings over HTTP and out of MongoDB
   --json           one JSON object a line: time, part, level, message
   --help           this text
 
@@ -1919,6 +1952,9 @@ Environment:
   INFLUX_URL       an InfluxDB that gets rows too; see scripts/notify-relay.ts --help. Grafana shows it
                    as INFLUX_USER with INFLUX_PASSWORD, else with INFLUX_TOKEN
   RELAY_PORT       port of the relay (8090, else the next free one)
+  MONGO_URI        a MongoDB whose readings are taken, mongodb://user:password@host:27017/database
+  PORT             port of readings over HTTP (8085, else the next free one); also API_TOKEN,
+                   API_CORS and API_RATE, see scripts/etl.ts --help
   XDG_CACHE_HOME   where a downloaded Grafana is kept (~/.cache; ~/Library/Caches on macOS)
   NO_COLOR         no colours
 
@@ -1931,6 +1967,7 @@ Cost:
 Examples:
   deno task dev
   DATABASE_URL=postgres://me:secret@db.example.org/app deno task dev --no-grafana
+  MONGO_URI=mongodb://localhost/testdb deno task dev
   GRAFANA_URL=https://me.grafana.net GRAFANA_TOKEN=glsa_x deno task dev
   deno task status --json
 `;
@@ -1946,6 +1983,7 @@ async function main(args: string[]): Promise<number> {
         "no-grafana": flag,
         "no-factory": flag,
         "no-collect": flag,
+        "no-etl": flag,
         json: flag,
         help: { ...flag, short: "h" },
       },
@@ -1962,6 +2000,7 @@ async function main(args: string[]): Promise<number> {
       grafana: !values["no-grafana"],
       factory: !values["no-factory"],
       collect: !values["no-collect"],
+      etl: !values["no-etl"],
     });
   } catch (error) {
     console.error(reason(error));

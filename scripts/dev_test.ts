@@ -342,6 +342,7 @@ async function checkout(env: Record<string, string> = {}) {
     DB_PORT: `${freePort(0)}`,
     RELAY_PORT: `${freePort(0)}`,
     GRAFANA_PORT: `${freePort(0)}`,
+    PORT: `${freePort(0)}`,
     ...env,
   };
   const command = (args: string[]) =>
@@ -443,6 +444,7 @@ Deno.test("dev starts it all, status shows it, a signal ends it", async () => {
     "relay healthy",
     "upkeep healthy",
     "collect healthy",
+    "etl healthy",
     "generate healthy",
     "generate-live healthy",
     "factory healthy",

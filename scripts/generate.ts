@@ -3,7 +3,8 @@
  *
  *     deno run --no-prompt --allow-env=PG*,DATABASE_URL,DB_* --allow-net --allow-read generate.ts
  *
- * Needs: PostgreSQL 15 or later, the tables of `deno task migrate`, insert and select on them.
+ * Needs: PostgreSQL 15 or later, the tables of `deno task migrate`, insert and select on them;
+ *        for readings MongoDB instead, and --allow-env --allow-sys=hostname for its driver.
  * Costs: live, 60 MB of memory and next to no CPU (some 10 % of a core at 1 ms); `--backfill`
  *        keeps a core of the database busy, and half a core here. 2 MB of disk a day at 5 s.
  */
@@ -45,6 +46,8 @@ export interface Source {
   tables(size: number): Record<string, Table>;
   /** Live rows go through pgpulse.collect, as those of collect.ts: the records of one tick. */
   records?(seed: number, size: number, time: number, interval: number): unknown[];
+  /** Documents of one tick go to MongoDB; the same _id for the same seed, sensor and time. */
+  documents?(seed: number, size: number, time: number): Record<string, unknown>[];
   /** Default of `--seed`. */
   seed?: string;
   /** SQL for the time, in ms, up to which changes are there. */
@@ -81,6 +84,13 @@ export const SOURCES: Record<string, Source> = {
     records: (seed, size, time, interval) =>
       hostsOf(seed, size).map((host) => host.record(time, interval)),
     seed: "hosts",
+  },
+  readings: {
+    help: "sensors of a building, as documents in MongoDB for scripts/etl.ts",
+    interval: "5s",
+    tables: () => ({}),
+    documents: building,
+    seed: "readings",
   },
 };
 
@@ -666,8 +676,6 @@ export function plant(size: number): Record<string, Table> {
   };
 }
 
-// --- the command line ----------------------------------------------------------------------
-
 // --- a fleet: what a host does follows from seed, host and time ------------------------------
 
 /** What hosts are for: how many of a hundred, cores, GB, and how busy they are by day. */
@@ -897,6 +905,41 @@ export function fleet(size: number): Record<string, Table> {
   };
 }
 
+// --- a building: what its sensors leave in MongoDB -------------------------------------------
+
+/** What sensors measure: unit, least, most, and by how much days differ from nights. */
+const METRICS = [
+  { metric: "temperature", unit: "°C", from: 17, to: 25, day: 2 },
+  { metric: "humidity", unit: "%", from: 30, to: 60, day: -4 },
+  { metric: "co2", unit: "ppm", from: 420, to: 1200, day: 150 },
+  { metric: "power", unit: "W", from: 50, to: 900, day: 250 },
+];
+
+/** What each sensor of a building says at a time; one in a thousand says nonsense. */
+function building(seed: number, size: number, time: number): Record<string, unknown>[] {
+  const day = Math.sin((time / DAY - 0.375) * 2 * Math.PI);
+  return Array.from({ length: size }, (_, i) => {
+    const own = sub(seed, i + 1);
+    const { metric, unit, from, to, day: swing } = METRICS[i % METRICS.length];
+    const value = within(from, from + (to - from) * drift(own, time) + swing * day, 2 * to);
+    const hex = (n: number, digits: number) => (n >>> 0).toString(16).padStart(digits, "0");
+    return {
+      _id: hex(time / 1000, 8) + hex(own, 8) + hex(time % 1000, 4) + hex(i, 4),
+      status: "ingested",
+      device: `sensor-${String(i + 1).padStart(3, "0")}`,
+      metric,
+      value: chance(own + 1, time) < 0.001 ? "n/a" : cents(value),
+      unit,
+      timestamp: new Date(time),
+      room: { floor: 1 + Math.floor(i / 12), number: 101 + 100 * Math.floor(i / 12) + i % 12 },
+      battery: Math.round(100 - (time / DAY + 90 * chance(own, 2)) % 90),
+      tags: [metric, i % 3 ? "wireless" : "wired"],
+    };
+  });
+}
+
+// --- the command line ------------------------------------------------------------------------
+
 const WORDS = Object.entries(SOURCES)
   .map(([word, { help, interval }]) => `  ${word.padEnd(18)}${help}, every ${interval}`);
 
@@ -912,6 +955,7 @@ Flags
   --interval TIME   between two ticks; units ms s m h d y, from 1ms (default: see above)
   --machines N      how many stand in the factory (default: 20)
   --hosts N         how many are in the fleet (default: 100)
+  --sensors N       how many are in the building (default: 20)
   --count N         end after N ticks (default: go on until Ctrl-C)
   --seed WORD       same seed and same times, same values (default: one that belongs to the table,
                     so that history and live rows of several runs join without a jump)
@@ -939,8 +983,14 @@ Beside deno task dev that is: deno task dev --no-factory.
 Live samples of hosts go through pgpulse.collect, one a call on eight connections, as from so many
 collectors; a backfill is copied, and its last sample of each host goes that way.
 
+Readings go to the collection "readings" of MongoDB, as documents with status "ingested", and need no
+PostgreSQL. Their _id follows from seed, sensor and time, so that none comes twice. One in a thousand
+has a value that is no number: a dead letter.
+
 Environment
   DATABASE_URL, else DB_HOST DB_PORT DB_NAME DB_USER DB_PASSWORD DB_SSLMODE DB_SSLROOTCERT
+  MONGO_URI         for readings: mongodb://user:password@host:27017/database (default database:
+                    testdb)
 
 Cost
   Live: 60 MB of memory and next to no CPU at 5s, 100 MB and some 10 % of a core at 1ms.
@@ -960,7 +1010,8 @@ Examples
   deno task generate metrics --backfill 7d --follow
   deno task generate factory --backfill 1d --follow
   deno task generate factory --machines 100 --backfill 1y --interval 1m --follow
-  deno task generate hosts --hosts 1000 --backfill 24h --interval 1m --follow`;
+  deno task generate hosts --hosts 1000 --backfill 24h --interval 1m --follow
+  MONGO_URI=mongodb://localhost/testdb deno task generate readings --backfill 1h --follow`;
 
 /** What the command line asks for. Times are in ms. */
 export interface Job {
@@ -968,6 +1019,7 @@ export interface Job {
   interval: number;
   machines: number;
   hosts: number;
+  sensors: number;
   count: number;
   seed?: string;
   backfill: number;
@@ -1002,6 +1054,7 @@ export function parse(args: string[]): Job | "help" {
         interval: flag,
         machines: flag,
         hosts: flag,
+        sensors: flag,
         count: flag,
         seed: flag,
         backfill: flag,
@@ -1032,7 +1085,7 @@ export function parse(args: string[]): Job | "help" {
   if (values.count !== undefined && !(/^\d+$/.test(values.count) && count > 0)) {
     throw new UsageError(`Cannot read --count "${values.count}": expected a whole number from 1`);
   }
-  const size = (flag: "machines" | "hosts", of: string, otherwise: number) => {
+  const size = (flag: "machines" | "hosts" | "sensors", of: string, otherwise: number) => {
     const text = values[flag];
     const size = Number(text ?? otherwise);
     if (text && what !== of) {
@@ -1047,6 +1100,7 @@ export function parse(args: string[]): Job | "help" {
   };
   const machines = size("machines", "factory", 20);
   const hosts = size("hosts", "hosts", 100);
+  const sensors = size("sensors", "readings", 20);
   if (values.seed === "") throw new UsageError(`Cannot use --seed "": expected a number or a word`);
   if (values.follow && !values.backfill) {
     throw new UsageError("Cannot use --follow alone: it goes with --backfill; leave it out");
@@ -1071,6 +1125,7 @@ export function parse(args: string[]): Job | "help" {
     interval,
     machines,
     hosts,
+    sensors,
     count,
     seed: values.seed,
     backfill,
@@ -1590,6 +1645,111 @@ export class Run {
   }
 }
 
+/** Writes documents to MongoDB; of the shape of Run. */
+class Documents {
+  endless: boolean;
+  readonly #job: Job;
+  readonly #stop: AbortSignal;
+  readonly #source: Source;
+  #client?: { close(): Promise<void> };
+  #written = 0;
+  #there = 0;
+
+  constructor(job: Job, stop: AbortSignal) {
+    [this.#job, this.#stop] = [job, stop];
+    this.endless = job.count === Infinity && !job.backfill;
+    this.#source = SOURCES[job.what];
+  }
+
+  async run(): Promise<void> {
+    const { what, interval, backfill, follow, count, seed } = this.#job;
+    const uri = Deno.env.get("MONGO_URI");
+    if (!uri) throw new UsageError("Cannot write readings: set MONGO_URI, the address of MongoDB");
+    // Loaded only here: other words need no MongoDB.
+    const { MongoClient, ObjectId } = await import("npm:mongodb@7.9.0");
+    const [, name = "testdb"] = /^mongodb(?:\+srv)?:\/\/[^/]+\/([^?]+)/.exec(uri) ?? [];
+    let client;
+    try {
+      client = new MongoClient(uri, { serverSelectionTimeoutMS: 5000 });
+    } catch (error) {
+      throw new Error(`Cannot read MONGO_URI: ${(error as Error).message}`);
+    }
+    this.#client = client;
+    const readings = client.db(name).collection(what);
+    const word = seed ?? this.#source.seed!;
+    const number = [...`${what} ${word}`].reduce(
+      (h, letter) => chance(h, letter.codePointAt(0)!) * 2 ** 32 | 0,
+      0,
+    );
+    const at = client.options.hosts.join();
+    let away = 0;
+    const put = async (documents: Record<string, unknown>[]) => {
+      const made = documents.map(({ _id, ...rest }) => ({ _id: new ObjectId(`${_id}`), ...rest }));
+      for (let pause = 200;; pause = Math.min(pause * 2, 5000)) {
+        this.#stop.throwIfAborted();
+        try {
+          const { insertedCount } = await readings.insertMany(made, { ordered: false });
+          this.#written += insertedCount;
+          break;
+        } catch (error) {
+          const { code, insertedCount, message } = error as {
+            code?: number;
+            insertedCount?: number;
+            message: string;
+          };
+          // Some were there: they come once.
+          if (code === 11000) {
+            this.#written += insertedCount ?? 0;
+            this.#there += made.length - (insertedCount ?? 0);
+            break;
+          }
+          const text = `Cannot write to MongoDB at "${at}": ${message}`;
+          if (typeof code === "number") throw new Error(text);
+          if (!away) say(`${text}; tries again until it answers`);
+          away ||= Date.now();
+          await sleep(pause, undefined, { signal: this.#stop });
+        }
+      }
+      if (away) say(`MongoDB works again after ${span(Date.now() - away)}; goes on`);
+      away = 0;
+    };
+    const tick = (n: number) => this.#source.documents!(number, this.#job.sensors, n * interval);
+    say(`Writes ${name}.${what} every ${span(interval)}, seed "${word}"; Ctrl-C stops`);
+    let next = Math.floor(Date.now() / interval);
+    if (backfill) {
+      const [from, to] = [next - Math.floor(backfill / interval), next];
+      let done = from;
+      const bar = progress(() => ({ done: (done - from) / (to - from), rows: this.#written }));
+      try {
+        while (done < to) {
+          const documents = [];
+          while (done < to && documents.length < 1000) documents.push(...tick(done++));
+          await put(documents);
+        }
+      } finally {
+        bar.end();
+      }
+      if (!follow) return;
+    }
+    this.endless = count === Infinity;
+    for (let left = count; left > 0; left--) {
+      await put(tick(next));
+      const wait = Math.max(++next * interval - Date.now(), 0);
+      if (left > 1) await sleep(wait, undefined, { signal: this.#stop });
+    }
+  }
+
+  async end(): Promise<void> {
+    await this.#client?.close();
+  }
+
+  summary(ms: number): string {
+    const rate = `${number(this.#written / ms * 1000)}/s`;
+    const skipped = this.#there ? `; ${number(this.#there)} were there already` : "";
+    return `Wrote ${number(this.#written)} documents in ${span(ms)} (${rate})${skipped}`;
+  }
+}
+
 /** Where to COPY to, as partitions are quicker than the view before them; whether they pack. */
 async function storage(sql: postgres.Sql, name: string) {
   const [{ packs, owner, parts }] = await sql`
@@ -1636,7 +1796,7 @@ function progress(state: () => { done: number; rows: number }) {
 async function main(args: string[]): Promise<number> {
   const began = performance.now();
   const stop = new AbortController();
-  let run: Run | undefined;
+  let run: Run | Documents | undefined;
   try {
     const job = parse(args);
     if (job === "help") {
@@ -1650,7 +1810,7 @@ async function main(args: string[]): Promise<number> {
     const late = new Promise<void>((done) =>
       stop.signal.addEventListener("abort", () => setTimeout(done, 3000))
     );
-    run = new Run(job, stop.signal);
+    run = SOURCES[job.what].documents ? new Documents(job, stop.signal) : new Run(job, stop.signal);
     await Promise.race([run.run(), late]);
     return stop.signal.aborted && !run.endless ? 130 : 0;
   } catch (error) {

@@ -9,6 +9,7 @@ const SCRIPTS = [
   "collect.ts",
   "contact-points.ts",
   "dev.ts",
+  "etl.ts",
   "generate.ts",
   "migrate.ts",
   "notify-relay.ts",

@@ -6,6 +6,7 @@
  * Runs with all permissions: tests start real servers.
  */
 import { dirname, join } from "node:path";
+import { BSON } from "npm:mongodb@7.9.0";
 import postgres from "npm:postgres@3.4.9";
 import { EMBEDDED, embedded, freePort, initData, serveData } from "./dev.ts";
 
@@ -197,8 +198,8 @@ export interface Background extends AsyncDisposable {
   count(pattern: RegExp): number;
   /** Waits for a line that matches, and gives it. */
   said(pattern: RegExp, ms?: number): Promise<string>;
-  /** Sends a signal and waits for the end; gives the exit status. */
-  end(signal?: Deno.Signal): Promise<number>;
+  /** Sends a signal, unless it is null, and waits for the end; gives the exit status. */
+  end(signal?: Deno.Signal | null): Promise<number>;
 }
 
 /** Starts one of the scripts with no more than the permissions that its task in deno.json has. */
@@ -230,9 +231,9 @@ export async function background(
     }
   };
   const ended = Promise.all([child.status, read(child.stdout), read(child.stderr)]);
-  const end = async (signal: Deno.Signal = "SIGTERM") => {
+  const end = async (signal: Deno.Signal | null = "SIGTERM") => {
     try {
-      child.kill(signal);
+      if (signal) child.kill(signal);
     } catch { /* it has ended */ }
     return (await ended)[0].code;
   };
@@ -540,11 +541,724 @@ export class GrafanaStandIn implements AsyncDisposable {
   }
 }
 
+// --- a stand-in for MongoDB --------------------------------------------------------------------
+
+// deno-lint-ignore no-explicit-any -- documents of any shape
+type Document = Record<string, any>;
+
+interface Stored {
+  key: string;
+  id: unknown;
+  status: unknown;
+  bson: Uint8Array;
+}
+
+/** What a client reads bit by bit: documents, or changes as they come. */
+interface MongoCursor {
+  ns: string;
+  rest?: Iterator<Uint8Array>;
+  changes?: Uint8Array[];
+  match?: Document;
+}
+
+/** What went wrong, as MongoDB tells it. */
+class MongoFault extends Error {
+  constructor(readonly code: number, readonly codeName: string, message: string) {
+    super(message);
+  }
+}
+
+const unknown = (what: string) => new MongoFault(2, "BadValue", `the stand-in knows no ${what}`);
+
+const KEEP = { promoteValues: false, bsonRegExp: true } as const;
+const parsed = (bson: Uint8Array) => BSON.deserialize(bson, KEEP) as Document;
+
+/** Where MongoDB sorts a kind of value; numbers of all kinds are one. */
+function rank(value: unknown): number {
+  const type = (value as { _bsontype?: string } | null)?._bsontype;
+  if (type) {
+    const order = ["MinKey", "", "Int32", "BSONSymbol", "", "", "Binary", "ObjectId"];
+    if (/^(Int32|Double|Long|Decimal128)$/.test(type)) return 2;
+    return order.includes(type) ? order.indexOf(type) : type === "MaxKey" ? 12 : 10;
+  }
+  if (value === null || value === undefined) return 1;
+  if (value instanceof Date) return 9;
+  if (Array.isArray(value)) return 5;
+  return { number: 2, bigint: 2, string: 3, object: 4, boolean: 8 }[typeof value as "number"] ?? 11;
+}
+
+const plain = (value: unknown): number | bigint => {
+  const { _bsontype, value: inner } = value as { _bsontype?: string; value?: number };
+  if (_bsontype === "Long") return (value as BSON.Long).toBigInt();
+  if (_bsontype === "Decimal128") return Number(String(value));
+  return _bsontype ? inner! : value as number;
+};
+
+/** As MongoDB compares values. */
+function compare(a: unknown, b: unknown): number {
+  const kind = rank(a);
+  if (kind !== rank(b)) return kind - rank(b);
+  if (kind === 2) {
+    const [x, y] = [plain(a), plain(b)];
+    return x < y ? -1 : x > y ? 1 : x == y ? 0 : Number.isNaN(x) ? (Number.isNaN(y) ? 0 : -1) : 1;
+  }
+  const [x, y] = kind === 7 ? [(a as BSON.ObjectId).id, (b as BSON.ObjectId).id] : [a, b];
+  if (x instanceof Uint8Array && y instanceof Uint8Array) {
+    for (let i = 0; i < x.length; i++) if (x[i] !== y[i]) return x[i] - y[i];
+    return 0;
+  }
+  if (typeof x === "string" || x instanceof Date || typeof x === "boolean") {
+    return x < (y as string) ? -1 : x > (y as string) ? 1 : 0;
+  }
+  const [one, other] = [x, y].map((value) => BSON.EJSON.stringify({ value }));
+  return one < other ? -1 : one > other ? 1 : 0;
+}
+
+const keyOf = (id: unknown) =>
+  rank(id) === 7 ? String(id) : rank(id) === 2 ? `#${plain(id)}` : BSON.EJSON.stringify({ id });
+
+/** Values at a path with dots. */
+const at = (document: Document, path: string): unknown =>
+  path.split(".").reduce<Document | undefined>((inner, name) => inner?.[name], document);
+
+function matches(document: Document, filter: Document): boolean {
+  return Object.entries(filter).every(([field, wanted]) => {
+    if (field === "$and") return wanted.every((part: Document) => matches(document, part));
+    if (field === "$or") return wanted.some((part: Document) => matches(document, part));
+    if (field.startsWith("$")) throw unknown(`operator ${field}`);
+    const value = at(document, field);
+    const plainObject = rank(wanted) === 4;
+    const operators = Object.entries(plainObject ? wanted as Document : {});
+    if (!operators.some(([name]) => name.startsWith("$"))) return compare(value, wanted) === 0;
+    return operators.every(([operator, operand]) => {
+      const order = rank(value) === rank(operand) ? compare(value, operand) : NaN;
+      switch (operator) {
+        case "$eq":
+          return order === 0;
+        case "$ne":
+          return order !== 0;
+        case "$gt":
+          return order > 0;
+        case "$gte":
+          return order >= 0;
+        case "$lt":
+          return order < 0;
+        case "$lte":
+          return order <= 0;
+        case "$exists":
+          return (value !== undefined) === Boolean(operand);
+        case "$in":
+        case "$nin": {
+          // The list is turned into a set once for each command.
+          let keys = operand.keys_ as Set<string> | undefined;
+          if (!keys) {
+            keys = new Set<string>(operand.map(keyOf));
+            Object.defineProperty(operand, "keys_", { value: keys });
+          }
+          return keys.has(keyOf(value)) === (operator === "$in");
+        }
+        default:
+          throw unknown(`operator ${operator}`);
+      }
+    });
+  });
+}
+
+/** One collection: by id, and by status in the order of ids. */
+class Collection {
+  readonly docs = new Map<string, Stored>();
+  readonly indexes: Document[] = [{ v: 2, key: { _id: 1 }, name: "_id_" }];
+  #byStatus = new Map<unknown, { list: Stored[]; sorted: boolean }>();
+
+  put(document: Document): void {
+    const key = keyOf(document._id);
+    const bson = BSON.serialize(document, { ignoreUndefined: false });
+    const before = this.docs.get(key);
+    const stored = before ?? { key, id: document._id, status: undefined, bson };
+    stored.bson = bson;
+    this.docs.set(key, stored);
+    if (before && before.status === document.status) return;
+    stored.status = document.status;
+    const bucket = this.#byStatus.get(document.status) ?? { list: [], sorted: true };
+    this.#byStatus.set(document.status, bucket);
+    bucket.sorted &&= !bucket.list.length || compare(bucket.list.at(-1)!.id, stored.id) < 0;
+    bucket.list.push(stored);
+  }
+
+  delete(stored: Stored): void {
+    this.docs.delete(stored.key);
+    stored.status = NaN;
+  }
+
+  /** What matches, in the order of ids. */
+  *find(filter: Document): Generator<Stored> {
+    const { _id, status, ...rest } = filter;
+    const bySet = rank(_id) === 4 && _id.$in;
+    let list: Stored[];
+    if (bySet) {
+      const found = new Set<Stored | undefined>(
+        bySet.map((id: unknown) => this.docs.get(keyOf(id))),
+      );
+      list = [...found].filter((stored) => stored !== undefined);
+      list.sort((a, b) => compare(a.id, b.id));
+    } else if (typeof status === "string") {
+      const bucket = this.#byStatus.get(status);
+      if (!bucket) return;
+      if (!bucket.sorted) {
+        bucket.list = [...new Set(bucket.list.filter((stored) => stored.status === status))];
+        bucket.list.sort((a, b) => compare(a.id, b.id));
+        bucket.sorted = true;
+      }
+      // What left this status at the front is cut off.
+      let gone = 0;
+      while (gone < bucket.list.length && bucket.list[gone].status !== status) gone++;
+      if (gone > 1000) bucket.list.splice(0, gone);
+      list = bucket.list;
+    } else {
+      list = [...this.docs.values()].sort((a, b) => compare(a.id, b.id));
+    }
+    const easy = Object.keys(rest).length === 0;
+    let from = 0;
+    const after = rank(_id) === 4 && _id.$gt;
+    if (after && !bySet) {
+      for (let to = list.length; from < to;) {
+        const middle = (from + to) >> 1;
+        if (compare(list[middle].id, after) <= 0) from = middle + 1;
+        else to = middle;
+      }
+    }
+    for (let i = from; i < list.length; i++) {
+      const stored = list[i];
+      const short = { _id: stored.id, status: stored.status };
+      if (Number.isNaN(stored.status) || !easy && !matches(parsed(stored.bson), rest)) continue;
+      if (
+        matches(short, {
+          ..._id === undefined ? {} : { _id },
+          ...status === undefined ? {} : { status },
+        })
+      ) {
+        yield stored;
+      }
+    }
+  }
+
+  /** Changes one document; gives whether it is another now. */
+  update(stored: Stored, update: Document): boolean {
+    let document = parsed(stored.bson);
+    const before = stored.bson;
+    if (Object.keys(update).some((name) => name.startsWith("$"))) {
+      for (const [operator, fields] of Object.entries(update)) {
+        if (!["$set", "$unset"].includes(operator)) throw unknown(`operator ${operator}`);
+        for (const [path, value] of Object.entries(fields as Document)) {
+          if (path.includes(".")) throw unknown(`path ${path}`);
+          if (operator === "$set") document[path] = value;
+          else delete document[path];
+        }
+      }
+    } else document = { _id: stored.id, ...update };
+    this.put(document);
+    return !equals(before, stored.bson);
+  }
+}
+
+const equals = (a: Uint8Array, b: Uint8Array) =>
+  a.length === b.length && a.every((byte, i) => byte === b[i]);
+
+/** An array of documents that are BSON already. */
+function rawArray(items: Uint8Array[]): Uint8Array {
+  const names = items.map((_, i) => new TextEncoder().encode(`${i}\0`));
+  const length = items.reduce((sum, item, i) => sum + 1 + names[i].length + item.length, 5);
+  const bytes = new Uint8Array(length);
+  new DataView(bytes.buffer).setInt32(0, length, true);
+  let n = 4;
+  items.forEach((item, i) => {
+    bytes[n++] = 3;
+    bytes.set(names[i], n);
+    bytes.set(item, n += names[i].length);
+    n += item.length;
+  });
+  return bytes;
+}
+
+/** A document made of others: a cursor with its batch. */
+function cursorReply(ns: string, id: bigint, name: string, batch: Uint8Array[]): Uint8Array {
+  const element = (type: number, name: string, value: Uint8Array) => [
+    Uint8Array.of(type),
+    new TextEncoder().encode(`${name}\0`),
+    value,
+  ];
+  const join = (parts: Uint8Array[]) => {
+    const length = parts.reduce((sum, part) => sum + part.length, 5);
+    const bytes = new Uint8Array(length);
+    new DataView(bytes.buffer).setInt32(0, length, true);
+    let n = 4;
+    for (const part of parts) {
+      bytes.set(part, n);
+      n += part.length;
+    }
+    return bytes;
+  };
+  const inner = BSON.serialize({ id: BSON.Long.fromBigInt(id), ns });
+  const cursor = join([inner.subarray(4, -1), ...element(4, name, rawArray(batch))]);
+  return join([...element(3, "cursor", cursor), BSON.serialize({ ok: 1 }).subarray(4, -1)]);
+}
+
+/**
+ * MongoDB as the sync sees it: its wire protocol, with what the sync and the tests ask of it, and
+ * switches for its faults. What it does not know is an error, never a wrong answer.
+ */
+export class MongoStandIn implements AsyncDisposable {
+  readonly port = quietPort();
+  /** A standalone server has no change streams. */
+  readonly replicaSet: boolean;
+  /** Its user may not write. */
+  readOnly = false;
+  /** Its user may make no index. */
+  mayIndex = true;
+  /** Each answer takes so long, in ms. */
+  slow = 0;
+  /** Is asked before each command; a fault that it gives is the answer. */
+  before?: (command: string, body: Document) => MongoFault | void | Promise<MongoFault | void>;
+  /** How often each command came. */
+  readonly commands = new Map<string, number>();
+  #collections = new Map<string, Collection>();
+  #listener?: Deno.Listener;
+  #connections = new Set<Deno.Conn>();
+  #cursors = new Map<bigint, MongoCursor>();
+  #made = 0n;
+  #woken: (() => void)[] = [];
+
+  constructor({ replicaSet = false } = {}) {
+    this.replicaSet = replicaSet;
+  }
+
+  get uri(): string {
+    return `mongodb://127.0.0.1:${this.port}/testdb`;
+  }
+
+  static fault(code: number, codeName: string, message = codeName): MongoFault {
+    return new MongoFault(code, codeName, message);
+  }
+
+  start(): this {
+    this.#listener = Deno.listen({ hostname: "127.0.0.1", port: this.port });
+    (async () => {
+      for await (const connection of this.#listener!) this.#serve(connection).catch(() => {});
+    })();
+    return this;
+  }
+
+  /** Goes away, as the process would; what it stores stays. */
+  stop(): void {
+    this.#listener?.close();
+    this.#listener = undefined;
+    this.hangUp();
+  }
+
+  /** Closes every connection. */
+  hangUp(): void {
+    for (const connection of this.#connections) {
+      try {
+        connection.close();
+      } catch { /* it is closed */ }
+    }
+    this.#connections.clear();
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    if (this.#listener) this.stop();
+    return Promise.resolve();
+  }
+
+  collection(name: string): Collection {
+    let found = this.#collections.get(name);
+    if (!found) this.#collections.set(name, found = new Collection());
+    return found;
+  }
+
+  async #serve(connection: Deno.Conn): Promise<void> {
+    this.#connections.add(connection);
+    const read = async (length: number) => {
+      const bytes = new Uint8Array(length);
+      for (let n = 0; n < length;) {
+        const more = await connection.read(bytes.subarray(n));
+        if (more === null) throw new Error("closed");
+        n += more;
+      }
+      return bytes;
+    };
+    const write = async (bytes: Uint8Array) => {
+      for (let n = 0; n < bytes.length;) n += await connection.write(bytes.subarray(n));
+    };
+    try {
+      for (;;) {
+        const head = new DataView((await read(16)).buffer);
+        const body = await read(head.getInt32(0, true) - 16);
+        const old = head.getInt32(12, true) === 2004;
+        const answer = await this.#reply(old ? this.#oldQuery(body) : this.#message(body));
+        const extra = old ? 20 : 5;
+        const whole = new Uint8Array(16 + extra + answer.length);
+        const view = new DataView(whole.buffer);
+        view.setInt32(0, whole.length, true);
+        view.setInt32(8, head.getInt32(4, true), true);
+        view.setInt32(12, old ? 1 : 2013, true);
+        if (old) view.setInt32(32, 1, true);
+        whole.set(answer, 16 + extra);
+        await write(whole);
+      }
+    } finally {
+      this.#connections.delete(connection);
+      try {
+        connection.close();
+      } catch { /* it is closed */ }
+    }
+  }
+
+  #oldQuery(body: Uint8Array): Document {
+    const name = body.indexOf(0, 4);
+    const from = name + 9;
+    const length = new DataView(body.buffer).getInt32(from, true);
+    return parsed(body.subarray(from, from + length));
+  }
+
+  #message(body: Uint8Array): Document {
+    const view = new DataView(body.buffer);
+    const lists: Document = {};
+    let command: Document = {};
+    for (let n = 4; n < body.length;) {
+      const kind = body[n++];
+      const length = view.getInt32(n, true);
+      if (kind === 0) command = parsed(body.subarray(n, n + length));
+      else {
+        const name = body.indexOf(0, n + 4);
+        const list: Document[] = lists[new TextDecoder().decode(body.subarray(n + 4, name))] = [];
+        for (let from = name + 1; from < n + length;) {
+          const size = view.getInt32(from, true);
+          list.push(parsed(body.subarray(from, from + size)));
+          from += size;
+        }
+      }
+      n += length;
+    }
+    return { ...command, ...lists };
+  }
+
+  async #reply(body: Document): Promise<Uint8Array> {
+    const [name] = Object.keys(body);
+    this.commands.set(name, (this.commands.get(name) ?? 0) + 1);
+    try {
+      if (this.slow && !/hello|ismaster/i.test(name)) {
+        await new Promise((done) => setTimeout(done, this.slow));
+      }
+      const fault = await this.before?.(name, body);
+      if (fault) throw fault;
+      const answer = await this.#command(name, body);
+      return answer instanceof Uint8Array ? answer : BSON.serialize({ ...answer, ok: 1 });
+    } catch (error) {
+      if (!(error instanceof MongoFault)) console.error("The stand-in for MongoDB fails:", error);
+      const { code = 8, codeName = "UnknownError", message } = error as MongoFault;
+      return BSON.serialize({ ok: 0, errmsg: message, code, codeName });
+    }
+  }
+
+  #command(name: string, body: Document): Document | Uint8Array | Promise<Uint8Array> {
+    const ns = `${body.$db}.${body[name]}`;
+    const own = () => this.collection(String(body[name]));
+    const write = () => {
+      if (this.readOnly) {
+        const text = `not authorized on ${body.$db} to execute command { ${name}: "${
+          body[name]
+        }" }`;
+        throw new MongoFault(13, "Unauthorized", text);
+      }
+      return own();
+    };
+    switch (name) {
+      case "hello":
+      case "isMaster":
+      case "ismaster": {
+        const me = `127.0.0.1:${this.port}`;
+        const set = { setName: "rs0", hosts: [me], me, primary: me, setVersion: 1 };
+        return {
+          helloOk: true,
+          ismaster: true,
+          isWritablePrimary: true,
+          maxBsonObjectSize: 2 ** 24,
+          maxMessageSizeBytes: 48_000_000,
+          maxWriteBatchSize: 100_000,
+          minWireVersion: 0,
+          maxWireVersion: 21,
+          logicalSessionTimeoutMinutes: 30,
+          ...this.replicaSet ? set : {},
+        };
+      }
+      case "ping":
+      case "endSessions":
+        return {};
+      case "find":
+        return this.#find(ns, own(), body);
+      case "getMore":
+        return this.#more(body);
+      case "killCursors":
+        for (const id of body.cursors) this.#cursors.delete(id.toBigInt());
+        return {};
+      case "insert":
+        return this.#insert(write(), body);
+      case "update":
+        return this.#update(write(), body);
+      case "delete":
+        return this.#delete(write(), body);
+      case "drop":
+        write();
+        this.#collections.delete(String(body.drop));
+        return {};
+      case "count":
+        return { n: this.#take(own().find(body.query ?? {}), number32(body.limit)).length };
+      case "aggregate":
+        return this.#aggregate(ns, own(), body);
+      case "createIndexes": {
+        if (!this.mayIndex) throw new MongoFault(13, "Unauthorized", "not authorized");
+        const { indexes } = write();
+        const before = indexes.length;
+        for (const index of body.indexes) {
+          if (!indexes.some(({ name }) => name === index.name)) indexes.push({ v: 2, ...index });
+        }
+        return { numIndexesBefore: before, numIndexesAfter: indexes.length };
+      }
+      case "listIndexes":
+        if (!this.#collections.has(String(body[name]))) {
+          throw new MongoFault(26, "NamespaceNotFound", `ns does not exist: ${ns}`);
+        }
+        return cursorReply(ns, 0n, "firstBatch", own().indexes.map((i) => BSON.serialize(i)));
+      default:
+        throw new MongoFault(59, "CommandNotFound", `no such command: '${name}'`);
+    }
+  }
+
+  #take(found: Iterable<Stored>, limit: number): Stored[] {
+    const list: Stored[] = [];
+    for (const stored of found) {
+      list.push(stored);
+      if (list.length === limit) break;
+    }
+    return list;
+  }
+
+  /** The next documents of a cursor: at most so many, and 16 MB. */
+  #batch(rest: Iterator<Uint8Array>, most: number): { batch: Uint8Array[]; done: boolean } {
+    const batch: Uint8Array[] = [];
+    for (let bytes = 0; batch.length < most && bytes < 2 ** 24;) {
+      const { value, done } = rest.next();
+      if (done) return { batch, done: true };
+      batch.push(value);
+      bytes += value.length;
+    }
+    return { batch, done: false };
+  }
+
+  #find(ns: string, own: Collection, body: Document): Uint8Array {
+    known(body, "find filter sort limit batchSize singleBatch projection maxTimeMS");
+    const { filter = {}, projection } = body;
+    if (!["{}", '{"_id":1}'].includes(JSON.stringify(body.sort ?? {}))) {
+      throw unknown(`sort ${JSON.stringify(body.sort)}`);
+    }
+    if (projection && JSON.stringify(projection) !== '{"_id":1}') throw unknown("projection");
+    const most = number32(body.limit) || Infinity;
+    const rest = (function* () {
+      let n = 0;
+      for (const { id, bson } of own.find(filter)) {
+        yield projection ? BSON.serialize({ _id: id }) : bson;
+        if (++n >= most) return;
+      }
+    })();
+    const { batch, done } = this.#batch(rest, number32(body.batchSize ?? 101));
+    if (done || body.singleBatch || batch.length >= most) {
+      return cursorReply(ns, 0n, "firstBatch", batch);
+    }
+    this.#cursors.set(++this.#made, { ns, rest });
+    return cursorReply(ns, this.#made, "firstBatch", batch);
+  }
+
+  async #more(body: Document): Promise<Uint8Array> {
+    const id = body.getMore.toBigInt();
+    const cursor = this.#cursors.get(id);
+    if (!cursor) throw new MongoFault(43, "CursorNotFound", `cursor id ${id} not found`);
+    const { ns, rest, changes } = cursor;
+    if (changes) {
+      if (!changes.length) {
+        let timer: ReturnType<typeof setTimeout>;
+        await Promise.race([
+          new Promise<void>((done) => this.#woken.push(done)),
+          new Promise((done) => timer = setTimeout(done, 1_000)),
+        ]);
+        clearTimeout(timer!);
+      }
+      return cursorReply(ns, this.#cursors.has(id) ? id : 0n, "nextBatch", changes.splice(0));
+    }
+    const { batch, done } = this.#batch(rest!, number32(body.batchSize) || Infinity);
+    if (done) this.#cursors.delete(id);
+    return cursorReply(ns, done ? 0n : id, "nextBatch", batch);
+  }
+
+  #insert(own: Collection, body: Document): Document {
+    const faults: Document[] = [];
+    body.documents.forEach((document: Document, index: number) => {
+      document._id ??= new BSON.ObjectId();
+      if (own.docs.has(keyOf(document._id))) {
+        faults.push({ index, code: 11000, errmsg: "E11000 duplicate key error" });
+      } else {
+        own.put(document);
+        this.#changed("insert", body, document);
+      }
+    });
+    const n = body.documents.length - faults.length;
+    return faults.length ? { n, writeErrors: faults } : { n };
+  }
+
+  #update(own: Collection, body: Document): Document {
+    let [n, nModified] = [0, 0];
+    const upserted: Document[] = [];
+    body.updates.forEach(({ q, u, multi, upsert }: Document, index: number) => {
+      if (Array.isArray(u)) throw unknown("update by a pipeline");
+      const found = this.#take(own.find(q), multi ? Infinity : 1);
+      n += found.length;
+      for (const stored of found) {
+        if (!own.update(stored, u)) continue;
+        nModified++;
+        this.#changed(u.$set ? "update" : "replace", body, parsed(stored.bson), u.$set);
+      }
+      if (found.length || !upsert) return;
+      const document = { _id: q._id ?? new BSON.ObjectId(), ...u.$set ?? u };
+      own.put(document);
+      this.#changed("insert", body, document);
+      upserted.push({ index, _id: document._id });
+      n++;
+    });
+    return { n, nModified, ...upserted.length ? { upserted } : {} };
+  }
+
+  #delete(own: Collection, body: Document): Document {
+    let n = 0;
+    for (const { q, limit } of body.deletes) {
+      const found = this.#take(own.find(q), number32(limit) || Infinity);
+      for (const stored of found) own.delete(stored);
+      n += found.length;
+    }
+    return { n };
+  }
+
+  #aggregate(ns: string, own: Collection, body: Document): Uint8Array {
+    const [first, ...more] = body.pipeline;
+    if (first?.$changeStream) {
+      if (!this.replicaSet) {
+        throw new MongoFault(
+          40573,
+          "Location40573",
+          "The $changeStream stage is only supported on replica sets",
+        );
+      }
+      const match = more.find((stage: Document) => stage.$match)?.$match ?? {};
+      this.#cursors.set(++this.#made, { ns, changes: [], match });
+      return cursorReply(ns, this.#made, "firstBatch", []);
+    }
+    // What a driver's countDocuments asks for.
+    const [group] = more;
+    if (!first?.$match || JSON.stringify(group) !== '{"$group":{"_id":1,"n":{"$sum":1}}}') {
+      throw unknown(`pipeline ${JSON.stringify(body.pipeline)}`);
+    }
+    let n = 0;
+    for (const _ of own.find(first.$match)) n++;
+    return cursorReply(ns, 0n, "firstBatch", n ? [BSON.serialize({ _id: 1, n })] : []);
+  }
+
+  /** Tells those who watch. */
+  #changed(
+    operationType: string,
+    body: Document,
+    document: Document,
+    updatedFields?: Document,
+  ): void {
+    const name = String(body.insert ?? body.update);
+    for (const { ns, changes, match } of this.#cursors.values()) {
+      if (!changes || ns !== `${body.$db}.${name}`) continue;
+      const change = {
+        _id: { _data: `${++this.#made}` },
+        operationType,
+        ns: { db: body.$db, coll: name },
+        documentKey: { _id: document._id },
+        ...updatedFields
+          ? { updateDescription: { updatedFields, removedFields: [] } }
+          : { fullDocument: document },
+      };
+      if (matches(change, match!)) changes.push(BSON.serialize(change));
+    }
+    for (const wake of this.#woken.splice(0)) wake();
+  }
+}
+
+/**
+ * A real server of MongoDB's protocol, where there is one: MONGO_URI, else mongod on PATH, else
+ * mongo-java-server: MONGO_JAVA_SERVER is then its command line, {port} in it the port.
+ */
+export async function realMongo(): Promise<
+  { uri?: string; without?: string; start?(): Promise<{ uri: string } & AsyncDisposable> }
+> {
+  const uri = Deno.env.get("MONGO_URI");
+  if (uri) {
+    const start = () => Promise.resolve({ uri, [Symbol.asyncDispose]: () => Promise.resolve() });
+    return { uri, start };
+  }
+  const java = Deno.env.get("MONGO_JAVA_SERVER");
+  if (!java && !await installed("mongod")) {
+    return { without: "no MONGO_URI, mongod or MONGO_JAVA_SERVER" };
+  }
+  const port = quietPort();
+  const own = `mongodb://127.0.0.1:${port}/testdb`;
+  const start = async () => {
+    const dir = await Deno.makeTempDir({ prefix: "pgpulse-mongo-" });
+    const line = java ?? `mongod --bind_ip 127.0.0.1 --port {port} --dbpath ${dir}`;
+    const [program, ...args] = line.replaceAll("{port}", `${port}`).split(" ");
+    const child = new Deno.Command(program, { args, stdout: "null", stderr: "null" }).spawn();
+    await until(
+      "MongoDB listens",
+      () =>
+        Deno.connect({ hostname: "127.0.0.1", port }).then((it) => (it.close(), true), () => false),
+      60_000,
+    );
+    return {
+      uri: own,
+      async [Symbol.asyncDispose]() {
+        child.kill("SIGKILL");
+        await child.status;
+        await Deno.remove(dir, { recursive: true });
+      },
+    };
+  };
+  return { uri: own, start };
+}
+
+const number32 = (value: unknown): number => Number(value ?? 0);
+
+/** Refuses what the stand-in would else pass over. */
+function known(body: Document, names: string): void {
+  const usual = "$db lsid txnNumber $clusterTime readConcern writeConcern $readPreference comment";
+  const odd = Object.keys(body).find((name) => !`${names} ${usual}`.split(" ").includes(name));
+  if (odd) throw unknown(`field ${odd}`);
+}
+
 if (import.meta.main) {
   const child = new Deno.Command(Deno.execPath(), {
     args: ["test", "-A", "--no-prompt", join(ROOT, "scripts"), ...Deno.args],
     cwd: ROOT,
-    env: surroundings(),
+    env: {
+      ...surroundings(),
+      // A real server of MongoDB's protocol, for the tests alone.
+      ...Object.fromEntries(
+        ["MONGO_URI", "MONGO_JAVA_SERVER"].flatMap((name) =>
+          Deno.env.has(name) ? [[name, Deno.env.get(name)!]] : []
+        ),
+      ),
+    },
     clearEnv: true,
     stdout: "piped",
   }).spawn();

@@ -47,6 +47,18 @@ begin
             'grant select, insert on public.system_metrics, %s to server', pgpulse.rows_of('public.system_metrics')
         );
         grant execute on function pgpulse.collect to server;
+        execute format(
+            'grant select on public.reading_analytics, %s to server', pgpulse.rows_of('public.reading_analytics')
+        );
+        grant select
+            on public.reading_keys, public.reading_failures, public.reading_sources, public.reading_flow,
+            pgpulse.reading_claims
+            to server;
+        grant select, insert, update on public.sync_runs to server;
+        grant execute on function
+            pgpulse.take_readings, pgpulse.keep_failures, pgpulse.claimed_readings, pgpulse.claim_readings,
+            pgpulse.release_readings, pgpulse.recover_readings, pgpulse.note_flow
+            to server;
         grant select on pgpulse.rollups to server;
         grant select on all tables in schema rollup to server;
         grant execute on all functions in schema rollup to server;

@@ -88,6 +88,22 @@ begin
 end
 $$;
 
+-- Stays where somebody has replaced it.
+do $$
+begin
+    if to_regprocedure('public.transform_reading(text,text,jsonb)') is null then
+        return;
+    elsif (
+        select btrim(prosrc, E' \n') from pg_proc where oid = 'public.transform_reading(text,text,jsonb)'::regprocedure
+    ) = 'select * from pgpulse.reading_columns(source, source_id, payload)' then
+        raise notice 'drops function public.transform_reading';
+        drop function public.transform_reading(text, text, jsonb);
+    else
+        raise notice 'keeps function public.transform_reading: it was changed';
+    end if;
+end
+$$;
+
 -- Cascades reach what stands on these: triggers on watched tables, and views that people added.
 do $$
 begin
@@ -124,7 +140,13 @@ begin
         'downtime',
         'hosts',
         'system_metrics',
-        'postgresql_metrics'
+        'postgresql_metrics',
+        'reading_analytics',
+        'reading_keys',
+        'reading_failures',
+        'reading_sources',
+        'reading_flow',
+        'sync_runs'
     ] loop
         if to_regclass('public.' || name) is null then
             continue;

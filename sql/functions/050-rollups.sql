@@ -1542,6 +1542,21 @@ begin
         );
         return next;
     end loop;
+    if to_regprocedure('pgpulse.upkeep_readings()') is not null then
+        what := 'readings';
+        name := null;
+        fault := null;
+        begin
+            execute 'select detail, more from pgpulse.upkeep_readings()' into detail, more;
+        exception when others then
+            detail := null;
+            more := false;
+            fault := sqlerrm;
+        end;
+        if detail is not null or fault is not null then
+            return next;
+        end if;
+    end if;
     -- Last, as it takes locks that writers notice if they are held for long.
     if to_regprocedure('pgpulse.upkeep_storage()') is not null then
         begin
