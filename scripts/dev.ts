@@ -1121,16 +1121,22 @@ async function plan(setting: Setting): Promise<Part[]> {
 /** Readings over HTTP, and out of MongoDB where there is one. */
 function readingsPart(setting: Setting, task: (name: string, args: string[]) => Command): Part {
   const port = choosePort(setting, "etl", "PORT", 8085);
-  const sync = given("MONGO_URI") ? ["--sync"] : [];
+  const flags = [
+    ...given("MONGO_URI") ? ["--sync"] : [],
+    // With a token it would listen everywhere.
+    ...given("API_TOKEN") ? ["--bind", "127.0.0.1"] : [],
+  ];
   let away = false;
   const look = (text: string) =>
     away = text.startsWith("{") && JSON.parse(text).sync?.mongo === "away";
   return {
     name: "etl",
     after: ["migrate"],
-    start: () => task("etl", ["serve", ...sync, "--bind", "127.0.0.1", "--port", `${port}`]),
+    start: () => task("etl", ["serve", ...flags, "--port", `${port}`]),
     probe: answers(`http://127.0.0.1:${port}/healthz`, look),
     complaint: () => away ? "MongoDB is away; it is tried again and again" : undefined,
+    // Requests that went well are nothing to bury the sign-in under.
+    hear: (line) => /^http .* [23]\d\d in [\d.]+ ms/.test(line) ? undefined : line,
     port,
     address: `http://localhost:${port}`,
     advice: "Look at MONGO_URI, or leave it out by --no-etl",

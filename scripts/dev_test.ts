@@ -531,6 +531,36 @@ Deno.test("taken ports, lost and damaged files, reused pids are got over", async
   await dev.stop();
 });
 
+Deno.test("a MongoDB that is away is told of; readings over HTTP go on, for this machine alone", async () => {
+  const MONGO_URI = `mongodb://127.0.0.1:${freePort(0)}/testdb?serverSelectionTimeoutMS=500`;
+  await using here = await checkout({ MONGO_URI, API_TOKEN: "a token of tests" });
+  const dev = here.start("--no-factory", "--no-grafana", "--no-collect");
+  await dev.healthy();
+  await until("it is degraded", () => here.part("etl").health === "degraded", 20_000);
+  match(here.part("etl").reason!, /MongoDB is away/);
+  const { address, port } = here.part("etl");
+  ok(dev.lines.some((line) => line.endsWith(`Readings     ${address}/`)));
+  const kept = await Deno.readTextFile(join(here.root, ".pgpulse/dev.env"));
+  ok(kept.includes(`MONGO_URI='${MONGO_URI}'\n`), "deno task etl beside it finds it");
+  const body = JSON.stringify({ readings: [{ id: "1", payload: { value: 1 } }] });
+  const headers = { "content-type": "application/json", authorization: "Bearer a token of tests" };
+  const post = (headers: Record<string, string>) =>
+    fetch(`${address}/api/reading`, { method: "POST", headers, body });
+  deepStrictEqual(await (await post(headers)).json(), {
+    taken: 1,
+    replaced: 0,
+    same: 0,
+    failed: [],
+  });
+  const refused = await post({ "content-type": "application/json" });
+  strictEqual(refused.status, 401);
+  await refused.body?.cancel();
+  const listening = await Deno.readTextFile("/proc/net/tcp").catch(() => "");
+  const everywhere = `00000000:${port!.toString(16).toUpperCase().padStart(4, "0")} 00000000:0000`;
+  ok(!listening.includes(everywhere), "with a token it listens here alone, too");
+  strictEqual(await dev.stop(), 0);
+});
+
 Deno.test("a signal during the start ends it, too", async () => {
   await using here = await checkout();
   for (const after of [150, 600, 1_500]) {
@@ -606,7 +636,7 @@ Deno.test("Grafana gets its settings; its sign-in is printed once, and renewed",
   strictEqual(dev.lines.filter((line) => line.includes(password)).length, 1);
   ok(dev.lines.some((line) => line.includes("my password is ***")));
   ok(!dev.lines.some((line) => line.includes("a plug-in talks")));
-  ok(dev.lines.some((line) => /Dashboards .*\/d\/metrics .*\/d\/streams$/.test(line)));
+  ok(dev.lines.some((line) => /Dashboards .*\/metrics .*\/readings .*\/d\/streams$/.test(line)));
   const env = await Deno.readTextFile(join(home, "env"));
   const port = here.env.GRAFANA_PORT;
   for (

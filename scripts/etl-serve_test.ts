@@ -76,7 +76,7 @@ const RUN: Run = {
 };
 
 /** A sync that ends when it is told to. */
-function fakeSync() {
+function fakeSync(trouble: string | null = null) {
   const runs: { finish: (more?: Partial<Run>) => void }[] = [];
   return {
     runs,
@@ -91,7 +91,7 @@ function fakeSync() {
       continuous: false,
       running: runs.length > 0,
       mongo: "up" as const,
-      trouble: null,
+      trouble,
       run: RUN,
       sources: [{ source: "testdb.readings", backlog: 5, lag_seconds: 1.5 }],
     }),
@@ -284,11 +284,14 @@ Deno.test("the API over HTTP", async (t) => {
       ["from=2026-13-01", "from"],
       ["from=2026-02-30", "from"],
       ["to=0000-01-01", "to"],
+      ["from=2026-01-01T00:00:00%2B20:00", "from"],
       ["sorce=a", "sorce"],
+      ["__proto__=1", "__proto__"],
       ["source=", "source"],
       ["source=a%00b", "source"],
       ["source=a&source=b", "source"],
       [`source=${"a".repeat(300)}`, "source"],
+      [`source=${"ü".repeat(200)}`, "source"],
       ["payload=1", "payload"],
       ["payload={", "payload"],
       ["payload=[1]", "payload"],
@@ -297,11 +300,17 @@ Deno.test("the API over HTTP", async (t) => {
       ["payload.a=1&payload.a=2", "payload.a"],
       ["payload.a=1&payload.a.b=2", "payload.a.b"],
       ["payload=%7B%22a%22:1%7D&payload.a=1", "payload.a"],
+      ["payload.a=1e999999", "payload.a"],
+      ["payload.a=%00", "payload.a"],
+      ["payload.%00=1", "payload.\0"],
+      ['payload.a="\\ud800"', "payload.a"],
+      ['payload={"a":["\\u0000"]}', "payload"],
       ["cursor=x", "cursor"],
       ["cursor=", "cursor"],
       [`cursor=${cursor(["2026-01-01T00:00:00+00:00", "a"])}`, "cursor"],
       [`cursor=${cursor(["2026-99-01T00:00:00+00:00", "a", "b"])}`, "cursor"],
       [`cursor=${cursor(["infinity", "a", "b"])}`, "cursor"],
+      [`cursor=${cursor([`2026-01-01T00:00:00.${"0".repeat(999)}+00:00`, "a", "b"])}`, "cursor"],
       [`cursor=${cursor(["2026-01-01T00:00:00+00:00", "a\0", "b"])}`, "cursor"],
       [`cursor=${cursor(["2026-01-01T00:00:00+00:00", 1, 2])}`, "cursor"],
     ];
@@ -313,10 +322,6 @@ Deno.test("the API over HTTP", async (t) => {
       strictEqual(problem.errors[0].field, name, query);
       match(problem.detail, new RegExp(`^Cannot take "${RegExp.escape(name)}": `));
       strictEqual(problem.request, headers.get("x-request-id"));
-    }
-    // These the database has to tell.
-    for (const query of ["payload.a=1e999999", "payload.a=%00", 'payload.a="\\ud800"']) {
-      strictEqual((await api.ask(`/api/reading?${query}`)).status, 400, query);
     }
     strictEqual((await api.ask("/api/sync/runs/x")).status, 400);
     strictEqual((await api.ask("/api/sync/reading?wait=maybe")).status, 400);
@@ -381,13 +386,17 @@ Deno.test("the API over HTTP", async (t) => {
         { id: "time", source: "mixed", payload: { time: "9999-01-01T00:00:00Z" } },
         { id: "nul", source: "mixed", payload: { text: "a\0b" } },
         { id: "half", source: "mixed", payload: { text: "\ud800" } },
+        { id: "long", source: "mixed", payload: { sensor: "x".repeat(6_000) } },
         { id: "empty", source: "mixed", payload: {} },
       ],
     });
     const problem = json();
     deepStrictEqual([status, problem.taken], [422, 2]);
-    deepStrictEqual(problem.failed.map((one: Json) => one.id).toSorted(), ["half", "nul", "time"]);
-    ok(problem.errors.some((one: Json) => one.field === "readings.1.payload.time"));
+    const failed = problem.failed.map((one: Json) => one.id).toSorted();
+    deepStrictEqual(failed, ["half", "long", "nul", "time"]);
+    const fields = problem.errors.map((one: Json) => one.field);
+    ok(fields.includes("readings.1.payload.time"), fields);
+    ok(fields.includes("readings.4.payload.sensor"), fields);
     deepStrictEqual((await walk("source=mixed")).toSorted(), ["empty", "ok"]);
   });
 
@@ -403,6 +412,9 @@ Deno.test("the API over HTTP", async (t) => {
       [{ readings: [{ id: "", payload: {} }] }, 400, "readings.0.id"],
       [{ readings: [{ id: 1, payload: {} }] }, 400, "readings.0.id"],
       [{ readings: [{ id: "a\nb", payload: {} }] }, 400, "readings.0.id"],
+      [{ readings: [{ id: "ü".repeat(600), payload: {} }] }, 400, "readings.0.id"],
+      [{ readings: [{ id: "\ud800", payload: {} }] }, 400, "readings.0.id"],
+      [{ readings: [{ id: "a", source: "ü".repeat(200), payload: {} }] }, 400, "readings.0.source"],
       [{ readings: [{ id: "a" }] }, 400, "readings.0.payload"],
       [{ readings: [{ id: "a", payload: [] }] }, 400, "readings.0.payload"],
       ['{"readings":[{"id":"a","payload":12345678901234567890}]}', 400, "readings.0.payload"],
@@ -446,6 +458,26 @@ Deno.test("the API over HTTP", async (t) => {
     });
     strictEqual(status, 413);
     strictEqual((await api.ask("/healthz")).status, 200);
+  });
+
+  await t.step("bodies count until they are answered, and not beyond", async () => {
+    const post = (id: string) =>
+      api.post({ readings: [{ id, source: "large", payload: { x: "x".repeat(15e6) } }] })
+        .then(({ status }) => status);
+    let held: Promise<number>[] = [];
+    await sql.begin(async (tx) => {
+      await tx`lock table reading_keys`;
+      held = [post("a"), post("b")];
+      await until("both wait for the lock", async () => {
+        const [{ n }] = await sql`
+          select count(*)::int as n from pg_stat_activity where wait_event_type = 'Lock'`;
+        return n === 2;
+      });
+      strictEqual(await post("c"), 503);
+    });
+    deepStrictEqual(await Promise.all(held), [200, 200]);
+    strictEqual(await post("c"), 200);
+    await sql`delete from reading_analytics where source = 'large'`;
   });
 
   await t.step("bodies cut short and broken requests change nothing", async () => {
@@ -525,6 +557,9 @@ Deno.test("the API over HTTP", async (t) => {
     match(await get(`Host: [::1]:${api.port}`), /^HTTP\/1.1 200 /);
     match(await get("Host: localhost\r\nSec-Fetch-Site: cross-site"), /^HTTP\/1.1 403 /);
     match(await get("Host: localhost\r\nSec-Fetch-Site: same-origin"), /^HTTP\/1.1 200 /);
+    await using bound = await running({ bind: "127.0.0.1" });
+    const evil = "GET / HTTP/1.1\r\nHost: evil.example.org\r\nConnection: close\r\n\r\n";
+    match(await bound.raw(evil), /^HTTP\/1.1 421 /);
   });
 
   await t.step("API_TOKEN guards all but the welcome and health, and is never logged", async () => {
@@ -579,6 +614,7 @@ Deno.test("the API over HTTP", async (t) => {
       const { status, json } = await api.ask("/api/sync/reading", { method });
       deepStrictEqual([status, json().detail], [503, "Cannot sync: MONGO_URI is not set"]);
     }
+    strictEqual((await api.ask("/api/sync/reading", { method: "HEAD" })).status, 405);
     strictEqual((await api.ask("/healthz")).json().status, "ok");
   });
 
@@ -602,7 +638,23 @@ Deno.test("the API over HTTP", async (t) => {
     deepStrictEqual([failed.status, failed.json().run.taken], [503, 2]);
     match(failed.json().detail, /MongoDB is away/);
     const health = (await with_.ask("/healthz")).json();
-    deepStrictEqual(health.sync, { mongo: "up", running: true, backlog: 5, lag_seconds: 1.5 });
+    deepStrictEqual(health.sync, {
+      mongo: "up",
+      running: true,
+      trouble: null,
+      backlog: 5,
+      lag_seconds: 1.5,
+    });
+  });
+
+  await t.step("a sync that cannot go on shows, and why to those who may know", async () => {
+    const trouble = 'Cannot use "db:5432": its disk is full';
+    await using stuck = await running({ token: "s3cret" }, fakeSync(trouble));
+    const headers = { authorization: "Bearer s3cret" };
+    const [open, known] = [await stuck.ask("/healthz"), await stuck.ask("/healthz", { headers })];
+    deepStrictEqual([open.json().status, open.json().sync.trouble], ["degraded", "the log has it"]);
+    strictEqual(known.json().sync.trouble, trouble);
+    match((await stuck.ask("/metrics", { headers })).text, /^pgpulse_etl_sync_trouble 1$/m);
   });
 
   await t.step("runs of the sync, page by page and one by one", async () => {
@@ -657,6 +709,30 @@ Deno.test("the API over HTTP", async (t) => {
       await check(document, api.ask);
     },
   );
+
+  await t.step("documents that are stored small come a few at a time", async () => {
+    const readings = Array.from({ length: 10 }, (_, i) => ({
+      id: `${i}`,
+      source: "big",
+      payload: { x: "x".repeat(1e6) },
+    }));
+    strictEqual((await api.post({ readings })).status, 200);
+    const { json, headers } = await api.ask("/api/reading?source=big&limit=1000");
+    strictEqual(json().readings.length, 4);
+    match(headers.get("link")!, /rel="next"/);
+    deepStrictEqual((await walk("source=big")).toSorted(), readings.map(({ id }) => id));
+    await sql`delete from reading_analytics where source = 'big'`;
+  });
+
+  await t.step("many bad ones are told as one is", async () => {
+    const readings = Array.from({ length: 10_000 }, (_, i) => ({
+      id: `${i}`,
+      source: "bad",
+      payload: i % 2 ? { value: "bad" } : { text: "\0" },
+    }));
+    const { status, json } = await api.post({ readings });
+    deepStrictEqual([status, json().failed.length], [422, 10_000]);
+  });
 
   await t.step(
     "the command: with its task's permissions, until SIGTERM, and no port twice",

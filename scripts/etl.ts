@@ -70,7 +70,8 @@ Flags of serve, besides those of sync
   --bind ADDRESS     address to listen at (default: 127.0.0.1; with API_TOKEN everywhere)
   --cors ORIGIN      lets pages of that origin read answers; repeat it for more; * is any
                      (default: API_CORS, with commas)
-  --rate N           requests a second for each client; 0: any number (default: API_RATE, else 100)
+  --rate N           requests a second for each address, so for all behind a proxy together;
+                     0: any number (default: API_RATE, else 100)
 
 Flags of replay
   --source DB.NAME   those of this source; repeat it for more
@@ -90,7 +91,8 @@ A pooler in transaction mode will do: say ?pgbouncer=true in its URL.
 Serves: /                    the welcome; to a browser a page that shows how it is
         /api/reading         GET: readings as JSON, NDJSON or CSV (Accept), the newest first, by source,
                              from, to, payload or payload.a.b, limit, cursor (next of the page before)
-                             POST: takes {"readings":[{"id":"1","payload":{...}}]}; again is no harm
+                             POST: takes {"readings":[{"id":"1","payload":{...}}]}; again is no harm.
+                             Who may POST may replace any reading, those of MongoDB ("source"), too
         /api/reading/ID      one of them
         /api/sync/reading    GET or POST: syncs and counts; ?wait=false: answers at once with the run
         /api/sync/runs       what was synced, and when; /ID: one of them
@@ -1518,10 +1520,10 @@ export async function replay(
 
 const WELCOME = "Welcome to the Observability Platform";
 
-/** Bytes of a body, and of all bodies in hand. */
+/** Bytes of a body, and of all bodies in hand; read as JSON they take several times as much. */
 const MAX_BODY = 17 * 2 ** 20;
-const MAX_BODIES = 4 * MAX_BODY;
-/** What is read at once, so what an answer costs in memory: rows, and stored bytes of documents. */
+const MAX_BODIES = 2 * MAX_BODY;
+/** What is read at once, so what an answer costs in memory: rows, and bytes of their text. */
 const PAGE_ROWS = 1_000;
 const PAGE_BYTES = 4 * 2 ** 20;
 /** Rows of an answer that is streamed. */
@@ -1534,6 +1536,8 @@ const SILENCE_MS = 75_000;
 const HEADERS_MS = 10_000;
 const BODY_MS = 60_000;
 const SHUTDOWN_MS = 3_000;
+/** Addresses that only this machine reaches. */
+const LOOPBACK = /^(127\.|::1$|localhost$)/;
 
 export interface ServeOptions {
   port: number;
@@ -1559,6 +1563,10 @@ class Problem extends Error {
   }
 }
 
+/** A problem with one thing that the caller said. */
+const wrong = (field: string, reason: string) =>
+  new Problem(400, `Cannot take "${field}": ${reason}`, { errors: [{ field, reason }] });
+
 // What comes in and goes out. The schemas that check requests are those /openapi.json is made of.
 
 /** JSON that keeps numbers as they were written, which TypeScript does not know yet. */
@@ -1571,7 +1579,9 @@ const isObject = (value: unknown): value is Record<string, unknown> =>
   typeof value === "object" && value !== null && !Array.isArray(value) && !exact.isRawJSON(value);
 
 const name = (most: number) =>
-  z.string().min(1).max(most).regex(/^\P{Cc}*$/u, "has control characters");
+  z.string().min(1).max(most).regex(/^\P{Cc}*$/u, "has control characters")
+    .refine((text) => text.isWellFormed(), "has half of a character")
+    .refine((text) => Buffer.byteLength(text) <= most, `is longer than ${most} bytes`);
 const Source = name(255).openapi({
   description: "database.collection of MongoDB, or what a POST said",
 });
@@ -1582,7 +1592,7 @@ const Id = name(1_024).openapi({
 const Time = z.string().transform((text, context) => {
   // A plus sign that was not written as %2B arrives as a space.
   const [, day = "", clock = "T00:00:00", zone = "Z"] =
-    /^(\d{4}-\d\d-\d\d)(?:([T ]\d\d:\d\d(?::\d\d(?:\.\d{1,6})?)?)(Z|[+ -]\d\d:\d\d)?)?$/
+    /^(\d{4}-\d\d-\d\d)(?:([T ]\d\d:\d\d(?::\d\d(?:\.\d{1,6})?)?)(Z|[+ -](?:0\d|1[0-5]):\d\d)?)?$/
       .exec(text) ?? [];
   const time = `${day}${clock.replace(" ", "T")}${zone.replace(" ", "+")}`;
   // A 30th of February is read as a day of March.
@@ -1604,7 +1614,7 @@ type Position = [time: string, source: string, id: string];
 const Cursor = z.string().max(8_000).transform((text, context): Position => {
   try {
     const [time, source, id, ...more] = JSON.parse(`${Buffer.from(text, "base64url")}`);
-    const known = /^(?!0000)\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?\+00:00$/.test(time) &&
+    const known = /^(?!0000)\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?\+00:00$/.test(time) &&
       Number.isFinite(Date.parse(time));
     const texts = [source, id].every((one) => typeof one === "string" && !one.includes("\0"));
     if (known && texts && !more.length) return [time, source, id];
@@ -1718,6 +1728,9 @@ const Health = z.object({
   sync: z.object({
     mongo: z.enum(["up", "away", "off"]),
     running: z.boolean(),
+    trouble: z.string().nullable().openapi({
+      description: "What it tries again and again; without the API_TOKEN only that there is one",
+    }),
     backlog: z.int().nullable(),
     lag_seconds: z.number().nullable(),
   }),
@@ -1849,22 +1862,40 @@ interface Piece {
   next?: Position;
 }
 
+/** Why PostgreSQL's JSON cannot hold it. */
+function unfit(value: unknown): string | undefined {
+  if (typeof value === "string") {
+    return value.includes("\0") || !value.isWellFormed()
+      ? "has a NUL or half of a character, which no reading here has"
+      : undefined;
+  }
+  if (exact.isRawJSON(value)) {
+    const [, exponent = "0"] = /e(.+)/i.exec(JSON.stringify(value)) ?? [];
+    return Math.abs(Number(exponent)) > 8_000 ? "is out of range" : undefined;
+  }
+  if (typeof value !== "object" || !value) return;
+  for (const part of Object.entries(value).flat()) {
+    const reason = unfit(part);
+    if (reason) return reason;
+  }
+}
+
 /** All that the parameters payload and payload.* want the document to contain. */
 function contained(query: z.output<typeof List>): unknown {
   const merged = (name: string, a: unknown, b: unknown): unknown => {
-    if (!isObject(a) || !isObject(b)) {
-      const reason = "contradicts another parameter";
-      throw new Problem(400, `Cannot take "${name}": ${reason}`, {
-        errors: [{ field: name, reason }],
-      });
-    }
+    if (!isObject(a) || !isObject(b)) throw wrong(name, "contradicts another parameter");
     const both = Object.keys(b).map((key) =>
       [key, Object.hasOwn(a, key) ? merged(name, a[key], b[key]) : b[key]] as const
     );
     // Not by assignment, for which "__proto__" is no key like others.
     return Object.fromEntries([...Object.entries(a), ...both]);
   };
-  let all: unknown = query.payload;
+  const sound = (name: string, value: unknown) => {
+    const reason = unfit(value);
+    if (reason) throw wrong(name, reason);
+    return value;
+  };
+  let all = sound("payload", query.payload);
   for (const [name, text] of Object.entries(query)) {
     if (!name.startsWith("payload.")) continue;
     let value: unknown = text;
@@ -1875,7 +1906,7 @@ function contained(query: z.output<typeof List>): unknown {
       (inner, key) => Object.fromEntries([[key, inner]]),
       value,
     );
-    all = all ? merged(name, all, document) : document;
+    all = all ? merged(name, all, sound(name, document)) : sound(name, document);
   }
   return all;
 }
@@ -1895,19 +1926,28 @@ async function* pieces(
         select
           *,
           row_number() over () as n,
-          sum(pg_column_size(payload)) over (rows unbounded preceding) as bytes
+          -- Stored compressed it may become far more: not all of that is made, to be left out below.
+          sum(
+            pg_column_size(payload) * case when pg_column_compression(payload) is null then 1 else 8 end
+          ) over (rows unbounded preceding) as stored
         from pgpulse.page_readings(
           $1, $2::timestamptz, $3::timestamptz, $4::text::jsonb, $5::timestamptz, $6, $7, $8::int + 1
         )
+      ), line as materialized (
+        select n, time, source, source_id, (select ${LINE[type]} from (select ${READING}) as r) as text
+        from page
+        where n <= $8::int and (n = 1 or stored <= ${PAGE_BYTES})
       ), kept as (
-        select * from page where n <= $8::int and (n = 1 or bytes <= ${PAGE_BYTES})
+        select *
+        from (select *, sum(octet_length(text)) over (order by n) as bytes from line) as line
+        where n = 1 or bytes <= ${PAGE_BYTES}
       )
       select
-        string_agg(${LINE[type]}, $9),
+        string_agg(text, $9 order by n),
         count(*),
         (select json_build_array(time, source, source_id) from kept order by n desc limit 1)::text,
         count(*) < (select count(*) from page)
-      from (select ${READING} from kept) as r`,
+      from kept`,
       [
         ...filters,
         ...(position ?? [null, null, null]),
@@ -1941,6 +1981,7 @@ const BUCKETS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10];
 /** So many requests a second for each client, and twice as many at once. */
 export function limiter(rate: number, now = () => performance.now()) {
   const clients = new Map<string, { left: number; at: number }>();
+  let swept = -Infinity;
   /** Seconds to wait; 0: go on. */
   return (client: string): number => {
     if (!rate) return 0;
@@ -1948,7 +1989,8 @@ export function limiter(rate: number, now = () => performance.now()) {
     const filled = (one: { left: number; at: number }) =>
       Math.min(2 * rate, one.left + (at - one.at) / 1e3 * rate);
     // Whoever has been quiet is as good as unknown.
-    if (clients.size > 10_000) {
+    if (clients.size > 10_000 && at - swept > 1_000) {
+      swept = at;
       for (const [key, one] of clients) if (filled(one) >= 2 * rate) clients.delete(key);
     }
     const known = clients.get(client);
@@ -1971,13 +2013,16 @@ type Env = {
     id: string;
     /** The path as /openapi.json has it. */
     route?: string;
+    /** Bytes of its body. */
+    bytes?: number;
     /** The answer comes in pieces. */
     streams?: boolean;
   };
 };
 
-/** The body as text, within its limits. */
-async function text(incoming: IncomingMessage, room: { bytes: number }): Promise<string> {
+/** The body as text, within its limits; what it takes of the room is given back with the answer. */
+async function text(env: Env["Bindings"], room: { bytes: number }): Promise<string> {
+  const { incoming } = env;
   const type = incoming.headers["content-type"] ?? "";
   if (!/^application\/json\s*(;\s*charset="?utf-8"?\s*)?$/i.test(type)) {
     throw new Problem(415, `Cannot read "${type}": send application/json in UTF-8`);
@@ -1990,14 +2035,14 @@ async function text(incoming: IncomingMessage, room: { bytes: number }): Promise
   );
   if (Number(incoming.headers["content-length"]) > MAX_BODY) throw tooLarge;
   const chunks: Uint8Array[] = [];
-  let size = 0;
+  env.bytes = 0;
   try {
     await new Promise<void>((done, fail) => {
       incoming.on("data", (chunk: Uint8Array) => {
-        size += chunk.length;
+        env.bytes! += chunk.length;
         room.bytes += chunk.length;
         chunks.push(chunk);
-        if (size > MAX_BODY) fail(tooLarge);
+        if (env.bytes! > MAX_BODY) fail(tooLarge);
         else if (room.bytes > MAX_BODIES) {
           fail(new Problem(503, "Too many large bodies at once", {}, { "retry-after": "1" }));
         } else return;
@@ -2012,8 +2057,6 @@ async function text(incoming: IncomingMessage, room: { bytes: number }): Promise
     return new TextDecoder("utf-8", { fatal: true }).decode(Buffer.concat(chunks));
   } catch (error) {
     throw error instanceof TypeError ? new Problem(400, "The body is no UTF-8") : error;
-  } finally {
-    room.bytes -= size;
   }
 }
 
@@ -2052,14 +2095,17 @@ export function api(options: ServeOptions, sql: postgres.Sql, sync: Sync | undef
       clearTimeout(hangs);
     }
   };
-  const problemOf = (error: unknown, id: string): Problem => {
+  const problemOf = (error: unknown, id: string, method = "GET"): Problem => {
     if (error instanceof Problem) return error;
     const { code = "", message = String(error) } = error as { code?: string; message?: string };
     // What the caller said cannot be computed: numbers, times, depths out of range.
     if (/^(22|54)...$/.test(code)) return new Problem(400, `Cannot take this: ${message}`);
     if (code === "57014") {
-      const reason = `it takes longer than ${QUERY_MS / 1e3} s; narrow it with from and to`;
-      return new Problem(503, `Cannot answer this: ${reason}`);
+      const advice = method === "POST" ? "send fewer at once" : "narrow it with from and to";
+      return new Problem(
+        503,
+        `Cannot answer this: it takes longer than ${QUERY_MS / 1e3} s; ${advice}`,
+      );
     }
     if (code) {
       const cause = explain(error, sql);
@@ -2082,7 +2128,7 @@ export function api(options: ServeOptions, sql: postgres.Sql, sync: Sync | undef
       throw new Problem(429, `More than ${rate} requests a second`, {}, hint);
     }
     // A page of another site that has its name point here must not read what is open to this machine.
-    if (!token && !options.bind) {
+    if (!token && LOOPBACK.test(options.bind ?? "127.0.0.1")) {
       const host = URL.parse(`http://${incoming.headers.host ?? "localhost"}`)?.hostname ?? "";
       if (!/^(localhost|127\.[\d.]+|\[::1\])$/.test(host)) {
         throw new Problem(421, `Cannot answer as "${host}": set API_TOKEN, or --bind an address`);
@@ -2099,10 +2145,13 @@ export function api(options: ServeOptions, sql: postgres.Sql, sync: Sync | undef
     }));
   }
   const OPEN = ["/", "/healthz", "/server/health"];
+  const signedIn = ({ incoming }: Env["Bindings"]) => {
+    const [, given = ""] = /^Bearer (.+)$/i.exec(incoming.headers.authorization ?? "") ?? [];
+    return !token || sameSecret(given, token);
+  };
   app.use(async (c, next) => {
     const { headers } = c.env.incoming;
-    const [, given = ""] = /^Bearer (.+)$/i.exec(headers.authorization ?? "") ?? [];
-    if (token && !OPEN.includes(c.req.path) && !sameSecret(given, token)) {
+    if (!OPEN.includes(c.req.path) && !signedIn(c.env)) {
       const hint = { "www-authenticate": 'Bearer realm="pgpulse"' };
       throw new Problem(401, "Send Authorization: Bearer and the API_TOKEN", {}, hint);
     }
@@ -2144,15 +2193,21 @@ export function api(options: ServeOptions, sql: postgres.Sql, sync: Sync | undef
       c.env.route = path;
       const given: Record<string, string | string[]> = {};
       for (const [name, value] of new URL(c.req.url).searchParams) {
+        // The one name that would pass as no name at all.
+        if (name === "__proto__") throw wrong(name, "is not known here");
         given[name] = name in given ? [given[name], value].flat() : value;
       }
       const [media] = Object.values(request.body?.content ?? {});
       const body = media && "schema" in media ? media.schema as z.ZodType : undefined;
-      return await answer(c, {
-        query: checked(request.query as z.ZodType ?? z.strictObject({}), given),
-        params: checked(request.params as z.ZodType ?? z.object({}), c.req.param()),
-        body: body && checked(body, parseExactly(await text(c.env.incoming, bodies))),
-      } as Input<R>);
+      try {
+        return await answer(c, {
+          query: checked(request.query as z.ZodType ?? z.strictObject({}), given),
+          params: checked(request.params as z.ZodType ?? z.object({}), c.req.param()),
+          body: body && checked(body, parseExactly(await text(c.env, bodies))),
+        } as Input<R>);
+      } finally {
+        bodies.bytes -= c.env.bytes ?? 0;
+      }
     });
   }
 
@@ -2193,10 +2248,7 @@ export function api(options: ServeOptions, sql: postgres.Sql, sync: Sync | undef
         "vary": "accept",
       };
       if (type === JSON_TYPE && query.limit > PAGE_ROWS) {
-        const reason = `is above ${PAGE_ROWS}; more at once come as ${LINES} or ${CSV}`;
-        throw new Problem(400, `Cannot take "limit": ${reason}`, {
-          errors: [{ field: "limit", reason }],
-        });
+        throw wrong("limit", `is above ${PAGE_ROWS}; more at once come as ${LINES} or ${CSV}`);
       }
       const all = pieces(ask, query, type);
       const between = Buffer.from(BETWEEN[type]);
@@ -2244,7 +2296,11 @@ export function api(options: ServeOptions, sql: postgres.Sql, sync: Sync | undef
     "get",
     "/api/reading/{id}",
     "One reading",
-    { params: z.object({ id: Id }), query: z.strictObject({ source: Source.optional() }) },
+    {
+      // Of MongoDB it may have more than a POST may give.
+      params: z.object({ id: z.string().max(1_024).regex(/^[^\0]+$/, "has a NUL") }),
+      query: z.strictObject({ source: Source.optional() }),
+    },
     responses({ [JSON_TYPE]: Reading }, {}, 404, 409),
     async (c, { params: { id }, query: { source } }) => {
       const [body, sources] = await ask(
@@ -2271,16 +2327,23 @@ export function api(options: ServeOptions, sql: postgres.Sql, sync: Sync | undef
     responses({ [JSON_TYPE]: Taken }, {}, 408, 413, 415, 422),
     async (c, { body }) => {
       const result = { taken: 0, replaced: 0, same: 0, failed: [] as Record<string, unknown>[] };
-      for (const [source, some] of Map.groupBy(body.readings, (one) => one.source)) {
-        let lines: string;
+      // All of them before any is taken.
+      const lines = body.readings.map(({ payload }, i) => {
         try {
-          lines = some.map(({ payload }) => JSON.stringify(payload)).join("\n");
+          return JSON.stringify(payload);
         } catch {
-          throw new Problem(400, 'Cannot take "payload": it is nested too deep');
+          throw wrong(`readings.${i}.payload`, "is nested too deep");
         }
+      });
+      const places = Map.groupBy(lines.keys(), (i) => body.readings[i].source);
+      for (const [source, some] of places) {
         const [said] = await ask(
           `select pgpulse.take_readings($1, array(select json_array_elements_text($2::text::json)), $3)::text`,
-          [source, JSON.stringify(some.map(({ id }) => id)), lines],
+          [
+            source,
+            JSON.stringify(some.map((i) => body.readings[i].id)),
+            some.map((i) => lines[i]).join("\n"),
+          ],
         );
         const { failed, ...counts } = JSON.parse(`${said}`);
         for (const name of ["taken", "replaced", "same"] as const) result[name] += counts[name];
@@ -2308,10 +2371,10 @@ export function api(options: ServeOptions, sql: postgres.Sql, sync: Sync | undef
   // --- the sync ---
 
   const begin = async (c: Context<Env>, { query }: { query: { wait: string } }) => {
-    if (!sync) throw new Problem(503, "Cannot sync: MONGO_URI is not set", {}, {});
     if (c.req.method === "HEAD") {
       throw new Problem(405, "HEAD begins no sync", {}, { allow: "GET, POST" });
     }
+    if (!sync) throw new Problem(503, "Cannot sync: MONGO_URI is not set");
     const { promise: begun, resolve } = Promise.withResolvers<Run>();
     const all = sync.once("http", resolve);
     let timer: ReturnType<typeof setTimeout> | undefined;
@@ -2396,18 +2459,20 @@ export function api(options: ServeOptions, sql: postgres.Sql, sync: Sync | undef
     }
     return looked.database;
   };
-  const health = async (): Promise<z.output<typeof Health>> => {
-    const { sources = [], mongo, running = false }: Partial<SyncStatus> = sync?.status() ?? {};
+  const health = async (env: Env["Bindings"]): Promise<z.output<typeof Health>> => {
+    const status: Partial<SyncStatus> = sync?.status() ?? {};
+    const { sources = [], mongo, running = false, trouble = null } = status;
     const known = <T>(values: (T | null)[]) => values.filter((value) => value !== null);
     const backlogs = known(sources.map((one) => one.backlog));
     const lags = known(sources.map((one) => one.lag_seconds));
     const up = await database();
     return {
-      status: up === "up" && mongo !== "away" ? "ok" : "degraded",
+      status: up === "up" && mongo !== "away" && !trouble ? "ok" : "degraded",
       database: up,
       sync: {
         mongo: mongo ?? "off",
         running,
+        trouble: trouble && (signedIn(env) ? trouble : "the log has it"),
         backlog: backlogs.length ? backlogs.reduce((a, b) => a + b) : null,
         lag_seconds: lags.length ? Math.max(...lags) : null,
       },
@@ -2421,7 +2486,7 @@ export function api(options: ServeOptions, sql: postgres.Sql, sync: Sync | undef
       "How it is",
       {},
       responses({ [JSON_TYPE]: Health }),
-      async (c) => c.json(await health()),
+      async (c) => c.json(await health(c.env)),
     );
   }
 
@@ -2443,7 +2508,8 @@ export function api(options: ServeOptions, sql: postgres.Sql, sync: Sync | undef
         for (const [labels, value] of samples) out.push(`pgpulse_etl_${name}${labels} ${value}`);
       };
       const up = await database();
-      const { sources = [], mongo, running, run }: Partial<SyncStatus> = sync?.status() ?? {};
+      const status: Partial<SyncStatus> = sync?.status() ?? {};
+      const { sources = [], mongo, running, trouble, run } = status;
       const by = (value: (one: SyncStatus["sources"][0]) => number | null) =>
         sources.map((one) =>
           [`{source=${JSON.stringify(one.source)}}`, value(one) ?? NaN] as [string, number]
@@ -2471,6 +2537,10 @@ export function api(options: ServeOptions, sql: postgres.Sql, sync: Sync | undef
       if (sync) {
         metric("mongo_up", "gauge", "1 while MongoDB answers.", [["", Number(mongo === "up")]]);
         metric("sync_running", "gauge", "1 while a run is in progress.", [["", Number(running)]]);
+        metric("sync_trouble", "gauge", "1 while it cannot go on, and tries again.", [[
+          "",
+          Number(Boolean(trouble)),
+        ]]);
         metric("sync_backlog", "gauge", "Documents that wait.", by((one) => one.backlog));
         metric(
           "sync_lag_seconds",
@@ -2531,7 +2601,7 @@ export function api(options: ServeOptions, sql: postgres.Sql, sync: Sync | undef
         : new Problem(404, `There is nothing at "${c.req.path}"; see / and /openapi.json`),
     );
   });
-  app.onError((error, c) => problem(c, problemOf(error, c.env.id)));
+  app.onError((error, c) => problem(c, problemOf(error, c.env.id, c.req.method)));
 
   /** Counts an answer once it has gone. */
   const count = (env: Env["Bindings"], status: number, seconds: number) => {
@@ -2587,7 +2657,7 @@ async function look() {
     table.replaceChildren(
       row("database", database),
       row("MongoDB", sync.mongo),
-      row("sync", sync.mongo === "off" ? "off" : sync.running ? "runs" : "rests"),
+      row("sync", sync.trouble ?? (sync.mongo === "off" ? "off" : sync.running ? "runs" : "rests")),
       row("waiting in MongoDB", sync.mongo === "off" ? "none" : sync.backlog),
       row("oldest of them waits", sync.lag_seconds === null ? "unknown" : sync.lag_seconds.toFixed(1) + " s"),
     );
@@ -2616,6 +2686,10 @@ export async function serve(
   });
   const { app, count } = api(options, sql, sync);
 
+  /** In parts it shows that a slow client reads. */
+  const parts = function* (whole: Uint8Array) {
+    for (let at = 0; at < whole.length; at += 2 ** 16) yield whole.subarray(at, at + 2 ** 16);
+  };
   const answer = async (incoming: IncomingMessage, outgoing: ServerResponse) => {
     const began = performance.now();
     const { method = "", url = "", headers } = incoming;
@@ -2659,9 +2733,9 @@ export async function serve(
       };
       read();
       outgoing.once("finish", () => clearTimeout(silence));
-      if (!stream) outgoing.end(whole);
+      if (whole && whole.length <= 2 ** 16) outgoing.end(whole);
       else {
-        await pipeline(stream, async function* (pieces) {
+        await pipeline(stream || parts(whole!), async function* (pieces) {
           for await (const piece of pieces) {
             read();
             yield piece;
@@ -2706,7 +2780,7 @@ export async function serve(
   }
   const { port } = server.address() as { port: number };
   console.log(`Serves readings at http://${bind.includes(":") ? `[${bind}]` : bind}:${port}/`);
-  if (!options.token && options.bind && !/^(127\.|::1$|localhost$)/.test(options.bind)) {
+  if (!options.token && !LOOPBACK.test(bind)) {
     console.error("Whoever reaches this address may read and write: API_TOKEN is not set");
   }
   if (!sync) console.log("There is no sync: MONGO_URI is not set");

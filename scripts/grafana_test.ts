@@ -30,10 +30,12 @@ const folders = (folder: string): string[] => [
 const dashboards: [string, Any][] = folders("grafana/dashboards")
   .flatMap((folder) => list(folder, ".json"))
   .map((path) => [path, JSON.parse(read(path))]);
-/** Those of machines, of hosts, and of all else; PostgreSQL's own has its own test. */
+/** Those of machines, of hosts, of readings, and of all else; PostgreSQL's own has its own test. */
 const isFactory = ([path]: [string, Any]) => path.includes("/Factory/");
 const isHosts = ([path]: [string, Any]) => path.includes("/Hosts/");
-const isOther = (d: [string, Any]) => !isFactory(d) && !isHosts(d) && d[1].uid !== "postgresql";
+const isReadings = ([path]: [string, Any]) => path.includes("/Readings/");
+const isOther = (d: [string, Any]) =>
+  ![isFactory, isHosts, isReadings].some((is) => is(d)) && d[1].uid !== "postgresql";
 const sources: Any[] = ["grafana/provisioning/datasources", "grafana/influxdb/datasources"]
   .flatMap((folder) => list(folder, ".yaml"))
   .flatMap((path) => yaml(path).datasources ?? []);
@@ -841,6 +843,172 @@ Deno.test("the dashboards of hosts: names and ranges that people know, one leads
   );
 });
 
+// --- readings ------------------------------------------------------------------------------------
+
+for (const major of [15, 18] as const) {
+  Deno.test(`as grafana_readonly, PostgreSQL ${major}: the dashboard and alerts of readings`, async (t) => {
+    await using server = await testServer({ major });
+    const migrated = await script("migrate.ts", [], {
+      DATABASE_URL: server.url,
+      DB_PASSWORD: "one",
+      GRAFANA_DB_PASSWORD: "two",
+      COLLECTOR_DB_PASSWORD: "three",
+    });
+    strictEqual(migrated.code, 0, migrated.stderr);
+    const [reader, etl] = [["grafana_readonly", "two"], ["server", "one"]].map(([role, password]) =>
+      postgres(server.urlFor(role, password), { max: 1, onnotice: () => {} })
+    );
+    await using _ = {
+      [Symbol.asyncDispose]: async () => void await Promise.all([reader.end(), etl.end()]),
+    };
+    const back = (seconds: number, interval: number): Range => (
+      { from: new Date(Date.now() - seconds * 1000), to: new Date(), interval }
+    );
+    const hour = back(3600, 5);
+    const { choose, run } = reading(reader, hour);
+    const [[, dashboard]] = dashboards.filter(isReadings);
+    /** How many rows each panel gets. */
+    const counts = async (range: Range, values: Record<string, string>) => {
+      const rows = new Map<string, number>();
+      await run(dashboard, range, values, ({ length }, _, title) => rows.set(title, length));
+      return rows;
+    };
+    // The last 20 minutes each five seconds, before that by the hour.
+    const now = Math.floor(Date.now() / 5000) * 5000;
+    const times = [
+      ...Array.from({ length: 240 }, (_, i) => now - i * 5000),
+      ...Array.from({ length: 240 }, (_, i) => now - (i + 1) * 3_600_000),
+    ].map((time) => new Date(time).toISOString());
+    const take = (source: string, documents: Any[]) =>
+      etl`select pgpulse.take_readings(
+        ${source}, ${documents.map((_, i) => `${i}`)},
+        ${documents.map((one) => JSON.stringify(one)).join("\n")}, keep => true
+      ) as counts`;
+    const documents = times.map((time, i) => (
+      { time, device: `door ${i % 20}`, metric: "opened", value: i }
+    ));
+    const needMongo = ["Sync", "Backlog", "Lag", "Taken", "Throughput", "Backlog in MongoDB"];
+
+    await t.step("empty tables: no error, and a channel that is there", async () => {
+      const values = await choose(dashboard, {});
+      // One that is not would load for ever; of this one the panel leaves nothing but its message.
+      strictEqual(values.channel, "'stream/pgpulse/metrics'");
+      const rows = await counts(hour, values);
+      deepStrictEqual(needMongo.filter((title) => rows.get(title)), []);
+    });
+    await t.step(
+      "without MongoDB: what was POSTed is there, the rest says what it needs",
+      async () => {
+        strictEqual((await take("api", documents))[0].counts.taken, times.length);
+        const rows = await counts(hour, await choose(dashboard, {}));
+        deepStrictEqual(needMongo.filter((title) => rows.get(title)), []);
+        ok(rows.get("Readings a minute")! > 100);
+        ok(rows.get("${metric:text} by device")! > 100);
+        strictEqual(rows.get("Latest readings"), 100);
+        for (const { title, fieldConfig } of panels(dashboard)) {
+          if (needMongo.includes(title)) match(fieldConfig.defaults.noValue, /needs MONGO_URI/);
+        }
+      },
+    );
+    await take("Bob's.db", [...documents, { value: "n/a", device: "x" }, { time: "soon" }]);
+    for (const source of ["Bob's.db", "slow.readings", "gone.readings"]) {
+      const lag = source === "Bob's.db" ? 1 : 900;
+      await etl`select pgpulse.note_flow(${source}, 'w', 10, 7, 1, 1, 1, 20, ${lag})`;
+      await server.sql`
+        insert into reading_flow
+        select time::timestamptz, ${source}, 5, 1, 10, 7, 1, 1, 1 from unnest(${times}::text[]) as time
+        on conflict do nothing`;
+    }
+    await server.sql`
+      update reading_sources set last_seen = now() - interval '20 minutes' where source = 'gone.readings'`;
+    await etl`
+      insert into sync_runs (worker, trigger, started, ended, error)
+      values ('w', 'continuous', now() - interval '2 minutes', null, null),
+        ('w', 'once', now() - interval '2 minutes', now() - interval '1 minute', 'Cannot'),
+        ('w', 'replay', now() - interval '20 days', now() - interval '19 days', null)`;
+
+    for (const source of ["", "Bob's.db"]) {
+      await t.step(`draws something over any range${source && ": one source"}`, async () => {
+        const values = await choose(dashboard, { source, metric: "opened" });
+        const ranges = [
+          back(300, 1),
+          hour,
+          back(86_400, 120),
+          back(604_800, 600),
+          back(2_592_000, 1800),
+          back(31_536_000, 43_200),
+        ];
+        for (const range of ranges) {
+          await run(dashboard, range, values, (rows, { format }, title) => {
+            ok(rows.length > 0, `${title} from ${range.from.toISOString()}: no rows`);
+            ok(rows.length < 8000, `${title}: ${rows.length} rows`);
+            for (const name of Object.keys(rows[0])) {
+              if (/^(Unit|timeend)$/.test(name)) continue;
+              ok(rows.some((row) => row[name] !== null), `${title}: no ${name}`);
+            }
+            if (format === "time_series") drawable(rows, title);
+          });
+        }
+        const before = { from: new Date("1990-01-01"), to: new Date("1990-01-02"), interval: 60 };
+        await run(dashboard, before, values);
+      });
+    }
+    await t.step("a minute's worth is told of each minute, at any width of a point", async () => {
+      const values = await choose(dashboard, { source: "Bob's.db", metric: "opened" });
+      for (const range of [back(900, 5), back(900, 60)]) {
+        await run(dashboard, range, values, (rows, _, title) => {
+          if (title === "Readings a minute") strictEqual(rows.at(-2)!.readings, 12);
+          if (title === "Throughput") strictEqual(rows.at(-2)!.new, 7 / 5);
+        });
+      }
+    });
+    await t.step("its channels are there, windows fit, and it says who looks", async () => {
+      const values = await choose(dashboard, { source: "Bob's.db" });
+      const live = panels(dashboard).find(({ datasource }) => datasource?.uid === LIVE);
+      strictEqual(live.repeat, "channel");
+      const [found] = await reader`
+        select rows from pgpulse.channels where address = ${values.channel.replaceAll("'", "")}`;
+      strictEqual(found.rows, live.maxDataPoints * 2);
+      await counts(hour, values);
+      const watches = await server.sql`
+        select stream from pgpulse.watches where value = 'Bob''s.db' and until > now()`;
+      deepStrictEqual(watches.map(({ stream }) => stream), ["readings"]);
+    });
+    await t.step(
+      "alerts: those that they are for, a stopped one as long as it is listed",
+      async () => {
+        const fired = async () => {
+          const found: Record<string, string[]> = {};
+          const of = rules.filter(([, { dashboardUid }]) => dashboardUid === "readings");
+          for (const [title, rule] of of) {
+            const rows = await reader.unsafe(query(rule));
+            deepStrictEqual(
+              rows.columns.map(({ type }) => type),
+              [25, 701],
+              `${title}: text, number`,
+            );
+            const { type, params: [limit] } = rule.data.at(-1).model.conditions[0].evaluator;
+            strictEqual(type, "gt");
+            const name = rows.columns[1].name;
+            found[title] = rows.filter((row) => row[name] > limit).map(({ source }) => source);
+          }
+          return found;
+        };
+        const all = {
+          "Sync of readings stopped": ["gone.readings"],
+          "Readings come late": ["slow.readings"],
+          "Readings could not be taken": ["Bob's.db"],
+        };
+        deepStrictEqual(await fired(), all);
+        await server.sql`truncate reading_flow`;
+        deepStrictEqual(await fired(), all);
+        await server.sql`delete from reading_sources where source = 'gone.readings'`;
+        deepStrictEqual(await fired(), { ...all, "Sync of readings stopped": [] });
+      },
+    );
+  });
+}
+
 // --- dashboards ----------------------------------------------------------------------------------
 
 for (const [path, dashboard] of dashboards) {
@@ -967,6 +1135,7 @@ for (const [title, rule] of rules) {
     deepStrictEqual([uid, id], [rule.dashboardUid, `${rule.panelId}`], "messages link by these");
     if (rule.dashboardUid === "machine") match(rule.annotations.link, /Labels\.machine_id/);
     if (rule.dashboardUid === "host") match(rule.annotations.link, /Labels\.host/);
+    if (rule.dashboardUid === "readings") match(rule.annotations.link, /Labels\.source/);
   });
 }
 
@@ -1028,6 +1197,8 @@ Deno.test("compose: the scripts run with the permissions that deno.json gives th
       "upkeep",
       "collect",
       "contact-points",
+      "etl",
+      "readings",
     ]
   ) {
     ok(ran.some(([other]) => other === name), name);
@@ -1058,7 +1229,7 @@ Deno.test("compose: no secret in it, every variable in .env.example, no value th
     [...documented].filter(([, active]) => active).map(([name]) => name).sort(),
     "what compose asks for is what .env.example leaves to fill in",
   );
-  for (const [name, { environment }] of services) {
+  for (const [name, { environment = {} }] of services) {
     for (const [key, value] of Object.entries(environment)) {
       if (!/PASSWORD|SECRET|TOKEN|_KEY/.test(key)) continue;
       match(`${value}`, /^\$\{\w+:(\?.+|-(\$\{\w+:-\})?)\}$/, `${name}: ${key}`);
@@ -1079,6 +1250,7 @@ Deno.test("compose: images of a version, no build, ports of this machine alone",
   deepStrictEqual(services.filter(([, s]) => s.ports).map(([name]) => name), [
     "postgres",
     "relay",
+    "etl",
     "grafana",
   ]);
 });
@@ -1098,7 +1270,9 @@ Deno.test("compose: starts in order, and what is mounted is there", () => {
     }
   }
   deepStrictEqual(Object.keys(compose.services.migrate.depends_on), ["postgres"]);
-  for (const name of ["generate", "generate-live", "relay", "upkeep", "collect", "grafana"]) {
+  for (
+    const name of ["generate", "generate-live", "relay", "upkeep", "collect", "etl", "grafana"]
+  ) {
     ok("migrate" in compose.services[name].depends_on, name);
   }
   ok(compose.services.postgres.volumes.includes("postgres-data:/var/lib/postgresql"));

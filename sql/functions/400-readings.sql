@@ -204,6 +204,44 @@ $do$;
 
 -- --- taking readings -----------------------------------------------------------------------------
 
+-- What public.transform_reading gives, whoever wrote it, within what tables and rollups can hold: device and
+-- metric become keys of an index. No search_path is pinned: see above.
+create or replace function pgpulse.columns_of(source text, source_id text, payload jsonb)
+returns table ("time" timestamptz, device text, metric text, value float8, unit text)
+language sql
+stable
+as $$
+    select
+        case
+            when c."time" between '1970-01-01 00:00:00+00' and now() + interval '1 day' then c."time"
+            when c."time" is not null then pgpulse.unreadable(
+                'time', 'of transform_reading is before 1970, or more than a day ahead'
+            )::timestamptz
+        end,
+        case
+            when length(c.device) > 255 then pgpulse.unreadable(
+                coalesce(
+                    pgpulse.field_of(payload, '{device,device_id,deviceId,sensor,sensor_id,sensorId}'), 'device'
+                ),
+                'is longer than 255 characters'
+            )
+            else c.device
+        end,
+        case
+            when length(c.metric) > 255 then pgpulse.unreadable(
+                coalesce(pgpulse.field_of(payload, '{metric,type,name,kind}'), 'metric'),
+                'is longer than 255 characters'
+            )
+            else c.metric
+        end,
+        c.value,
+        case
+            when length(c.unit) > 255 then pgpulse.unreadable('unit', 'is longer than 255 characters')
+            else c.unit
+        end
+    from (select * from public.transform_reading(source, source_id, payload) offset 0) as c
+$$;
+
 -- All of them or an error; ids are sorted, and each is there once. Everybody locks keys in that order, and
 -- them before rows, so that nobody waits for each other for ever.
 create or replace function pgpulse.put_readings(
@@ -230,12 +268,7 @@ begin
             select
                 d.id,
                 coalesce(
-                    case
-                        when c."time" between '1970-01-01 00:00:00+00' and now() + interval '1 day' then c."time"
-                        when c."time" is not null then pgpulse.unreadable(
-                            'time', 'of transform_reading is before 1970, or more than a day ahead'
-                        )::timestamptz
-                    end,
+                    c."time",
                     (select k."time" from public.reading_keys k where k.source = $1 and k.source_id = d.id),
                     $4
                 ) as at,
@@ -247,7 +280,7 @@ begin
             from (
                 select id, payload::jsonb as payload from unnest($2, $3) as u (id, payload) offset 0
             ) as d
-            left join lateral public.transform_reading($1, d.id, d.payload) as c on true
+            left join lateral pgpulse.columns_of($1, d.id, d.payload) as c on true
         ),
         k as (
             insert into public.reading_keys as k (source, source_id, "time")
@@ -363,8 +396,8 @@ $$;
 comment on function pgpulse.keep_failures is
     'Dead letters: an array of {"id", "reason", "field", "document", "bson" (base64)}, the last three at will.';
 
--- Notes in refused what is wrong with a document; reason, field: as an exception gave them.
-create or replace function pgpulse.refusal(id text, line text, reason text, field text) returns jsonb
+-- What is wrong with a document; reason, field: as an exception gave them.
+create or replace function pgpulse.refusal(id text, document jsonb, reason text, field text) returns jsonb
 language sql
 immutable
 set search_path = pg_catalog, pg_temp
@@ -373,8 +406,8 @@ as $$
         'id', id,
         -- long numbers and texts are in the document
         'reason', regexp_replace(reason, '"([^"]{60})[^"]*"', '"\1…"'),
-        'field', coalesce(nullif(field, ''), pgpulse.field_with(pgpulse.jsonb_or_null(line), reason)),
-        'document', pgpulse.jsonb_or_null(line)
+        'field', coalesce(nullif(field, ''), pgpulse.field_with(document, reason)),
+        'document', document
     )
 $$;
 
@@ -406,6 +439,7 @@ declare
     screened boolean := false;
     retried int;
     one record;
+    document jsonb;
     reason text;
     field text;
 begin
@@ -456,18 +490,20 @@ begin
                     screened := true;
                     for one in select * from unnest(ids, lines) as u (id, line) loop
                         begin
-                            perform t from public.transform_reading(source, one.id, one.line::jsonb) as t;
+                            document := null;
+                            document := one.line::jsonb;
+                            perform t from pgpulse.columns_of(source, one.id, document) as t;
                         exception
                             when data_exception or integrity_constraint_violation or program_limit_exceeded
                                 or raise_exception then
                                 get stacked diagnostics reason = message_text, field = column_name;
-                                refused := refused || pgpulse.refusal(one.id, one.line, reason, field);
+                                refused := refused || pgpulse.refusal(one.id, document, reason, field);
                         end;
                     end loop;
                     select array_agg(u.id order by u.i), array_agg(u.line order by u.i)
                     into ids, lines
                     from unnest(ids, lines) with ordinality as u (id, line, i)
-                    where u.id <> all (array(select r ->> 'id' from unnest(refused) as r));
+                    where not exists (select from unnest(refused) as r where r ->> 'id' = u.id);
                     todo := array[1, cardinality(ids)];
                 elsif "from" < "to" then
                     todo := todo || array[("from" + "to") / 2 + 1, "to", "from", ("from" + "to") / 2];
@@ -476,7 +512,8 @@ begin
                     todo := todo || array["from", "to"];
                     retried := "to";
                 else
-                    refused := refused || pgpulse.refusal(ids["from"], lines["from"], reason, field);
+                    refused := refused
+                        || pgpulse.refusal(ids["from"], pgpulse.jsonb_or_null(lines["from"]), reason, field);
                 end if;
         end;
     end loop;
@@ -487,7 +524,7 @@ begin
         delete from public.reading_failures f
         where f.source = take_readings.source
             and f.source_id = any (ids)
-            and f.source_id <> all (array(select r ->> 'id' from unnest(refused) as r));
+            and not exists (select from unnest(refused) as r where r ->> 'id' = f.source_id);
     end if;
     return jsonb_build_object(
         'taken', fresh,

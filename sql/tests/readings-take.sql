@@ -108,6 +108,13 @@ begin
     from public.reading_failures where source_id in ('a', 'z');
     assert said = 'a|2|b z|1|broken|0001', said;
     assert pg_temp.agree();
+    -- Keys of rollups have bounds.
+    assert pgpulse.take_readings('long', '{a,b,c,d}', format(
+        E'{"sensor": "%1$s"}\n{"metric": "%1$s"}\n{"unit": "%1$s"}\n{"note": "%1$s", "device": "%2$s"}',
+        repeat('x', 256), repeat('x', 255)
+    ))
+        @> '{"taken": 1, "failed": [{"id": "a", "field": "sensor", "reason": "sensor is longer than 255 characters"},
+            {"id": "b", "field": "metric"}, {"id": "c", "field": "unit"}]}';
 end
 $$;
 
@@ -121,7 +128,7 @@ begin
     if payload ? 'stop' then
         raise exception 'It says stop';
     end if;
-    return query select (payload ->> 'at')::timestamptz, 'mine', source, (payload ->> 'n')::int::float8, null::text;
+    return query select (payload ->> 'at')::timestamptz, coalesce(payload ->> 'who', 'mine'), source, (payload ->> 'n')::int::float8, null::text;
 end
 $$;
 
@@ -140,6 +147,8 @@ begin
     said := pgpulse.take_readings('own', '{d,e,f}', E'{"at": "infinity"}\n{}\n{"at": "1969-01-01"}', '2026-01-01');
     assert said ->> 'taken' = '1' and said #>> '{failed,1,id}' = 'f'
         and said #>> '{failed,0,reason}' like 'time of transform_reading is before 1970%', said;
+    said := pgpulse.take_readings('own', '{g}', format('{"who": "%s"}', repeat('x', 6000)), '2026-01-01');
+    assert said #>> '{failed,0,field}' = 'device', said;
     -- What it makes of the same document is something else now.
     said := pgpulse.take_readings('other', '{a}', '{"time": "2026-01-05", "value": 7}', '2026-01-01');
     assert said ->> 'replaced' = '1', said;
