@@ -4,32 +4,48 @@
  *     deno task bench [FIGURE ...]
  *
  * Runs with all permissions: it starts servers, and reads what processes cost from /proc.
- * Needs: psql, and pgbench for the figure `writers`; GRAFANA_HOME for figures of a real Grafana.
+ * Needs: psql, and pgbench for the figure `writers`; GRAFANA_HOME for figures of a real Grafana;
+ * MONGO_URI for those of a real MongoDB.
  * Costs: about ten minutes of the whole machine; run nothing beside it.
  */
 import { join } from "node:path";
 import { parseArgs } from "node:util";
+import { BSON, MongoClient } from "npm:mongodb@7.9.0";
 import postgres from "npm:postgres@3.4.9";
 import { Spool, Troubles } from "./collect.ts";
 import { freePort } from "./dev.ts";
+import { Encoder } from "./etl.ts";
 import { Host } from "./generate.ts";
-import { migrate, ROOT, script, type TestServer, testServer, until } from "./testing.ts";
+import {
+  migrate,
+  MongoStandIn,
+  ROOT,
+  script,
+  type TestServer,
+  testServer,
+  until,
+} from "./testing.ts";
 
 const HELP = `bench: measures every figure that the README names
 
 Usage: deno task bench [FIGURE ...]
 
-Figures: start latency writers relay backfill history dashboards hosts (default: all)
+Figures: start latency writers relay backfill history dashboards hosts readings (default: all)
 
   --rounds N    repetitions of each measurement (default: 5)
   --days N      how far back the figure \`history\` goes (default: 365)
   --every TIME  spacing of its rows of the last month (default: 10 s)
   --samples N   how many the figure \`hosts\` drains from a spool (default: 1000000)
   --hosts N     how many its fleet has (default: 1000)
+  --documents N how many the figure \`readings\` syncs, round for round (default: 1000000)
+  --readings N  how many it syncs once to see the memory, and then pages through
+                (default: 10000000)
   --help        this text
 
-Needs psql; pgbench for "writers"; GRAFANA_HOME for a real Grafana's share. What cannot be
-measured here is said. Costs about an hour of the whole machine, most of it for \`history\`.
+Needs psql; pgbench for "writers"; GRAFANA_HOME for a real Grafana's share; MONGO_URI for a real
+MongoDB, in whose database the collection pgpulse_bench is made, and dropped. What cannot be measured
+here is said. Costs about two hours of the whole machine, most of them for \`history\` and
+\`readings\`, which needs 20 GB of disk.
 `;
 
 const pause = (ms: number) => new Promise<void>((done) => setTimeout(done, ms));
@@ -1150,11 +1166,353 @@ async function panels(
   );
 }
 
+// --- readings ---
+
+/** As many batches at once as the sync has in hand. */
+const LANES = 3;
+const BATCH = 1_000;
+const STATUSES = ["ingested", "processed", "failed"];
+const TEMPLATES = STATUSES.map((status) =>
+  Uint8Array.from(BSON.serialize({
+    _id: new BSON.ObjectId("0".repeat(24)),
+    status,
+    device: "device-000",
+    metric: "temperature",
+    value: 0.5,
+    unit: "C",
+    timestamp: new Date(0),
+  }))
+);
+/** Where in the templates the id, the device's number, the value and the time stand. */
+const PLACES = TEMPLATES.map((bson) => {
+  const text = Array.from(bson, (byte) => String.fromCharCode(byte)).join("");
+  return ["_id\0", "device-", "value\0", "timestamp\0"].map((name) =>
+    text.indexOf(name) + name.length
+  );
+});
+
+/** The reading `i` of so many that came in 28 days, each at another time. */
+function reading(i: number, count: number, start: number, status = 0): Uint8Array {
+  const bson = TEMPLATES[status].slice();
+  const view = new DataView(bson.buffer);
+  const [id, device, value, time] = PLACES[status];
+  const ms = start + i / count * 28 * 86_400_000;
+  view.setUint32(id, ms / 1000);
+  view.setUint32(id + 8, i);
+  bson.set(new TextEncoder().encode(`${i % 1000}`.padStart(3, "0")), device);
+  view.setFloat64(value, 20 + i % 977 / 100, true);
+  view.setBigInt64(time, BigInt(Math.floor(ms)), true);
+  return bson;
+}
+const monthAgo = () => Date.now() - 29 * 86_400_000;
+
+/** A collection of any size in a byte each: documents are made when they are asked for. */
+class Made {
+  readonly indexes = [{ v: 2, key: { _id: 1 }, name: "_id_" }];
+  readonly #states: Uint8Array;
+  readonly #start = monthAgo();
+  /** None before it is ingested, as an index knows. */
+  #front = 0;
+
+  constructor(count: number) {
+    this.#states = new Uint8Array(count);
+  }
+
+  #stored(i: number) {
+    const bson = () => reading(i, this.#states.length, this.#start, this.#states[i]);
+    return {
+      i,
+      get bson() {
+        return bson();
+      },
+      get id() {
+        const [at] = PLACES[0];
+        return new BSON.ObjectId(bson().subarray(at, at + 12));
+      },
+    };
+  }
+
+  // deno-lint-ignore no-explicit-any -- filters of any shape
+  *find({ _id = {}, status, ...more }: Record<string, any>) {
+    const odd = [...Object.keys(more), ...Object.keys(_id)].find((name) =>
+      !["$in", "$nin", "$gt"].includes(name)
+    );
+    if (odd) throw new Error(`Cannot filter by ${odd}`);
+    const place = ({ id }: { id: Uint8Array }) =>
+      new DataView(id.buffer, id.byteOffset).getUint32(8);
+    const left = new Set((_id.$nin ?? []).map(place));
+    const state = status === undefined ? undefined : STATUSES.indexOf(status);
+    const wanted = (i: number) =>
+      (state === undefined || this.#states[i] === state) && !left.has(i);
+    if (_id.$in) {
+      for (const i of _id.$in.map(place)) if (wanted(i)) yield this.#stored(i);
+      return;
+    }
+    while (this.#states[this.#front]) this.#front++;
+    const first = state === 0 ? this.#front : 0;
+    for (let i = _id.$gt ? place(_id.$gt) + 1 : first; i < this.#states.length; i++) {
+      if (wanted(i)) yield this.#stored(i);
+    }
+  }
+
+  update({ i }: { i: number }, { $set }: { $set: { status: string } }): boolean {
+    this.#states[i] = STATUSES.indexOf($set.status);
+    if (!this.#states[i]) this.#front = Math.min(this.#front, i);
+    return true;
+  }
+}
+
+/** The stand-in of the tests with such a collection; says where it is. */
+async function source(count: number): Promise<void> {
+  const made = new Made(count);
+  class Simulated extends MongoStandIn {
+    override collection() {
+      return made as unknown as ReturnType<MongoStandIn["collection"]>;
+    }
+  }
+  console.log(new Simulated().start().uri);
+  await new Promise(() => {});
+}
+
+/** The same in a process of its own. */
+async function simulated(count: number) {
+  const child = new Deno.Command(Deno.execPath(), {
+    args: ["run", "-A", "--no-prompt", import.meta.filename!, "--source", `${count}`],
+    cwd: ROOT,
+    stdout: "piped",
+  }).spawn();
+  const reader = child.stdout.getReader();
+  const { value } = await reader.read();
+  return {
+    uri: new TextDecoder().decode(value).trim(),
+    async [Symbol.asyncDispose]() {
+      child.kill("SIGTERM");
+      await reader.cancel();
+      await child.status;
+    },
+  };
+}
+
+/** A sync from start to end: its milliseconds, and the most memory that it had. */
+async function synced(uri: string, collection: string, url: string) {
+  const started = performance.now();
+  const child = new Deno.Command(Deno.execPath(), {
+    args: [
+      ...["run", "-A", "--no-prompt", join(ROOT, "scripts/etl.ts")],
+      ...["sync", "--once", `--collection=${collection}`],
+    ],
+    cwd: ROOT,
+    env: { MONGO_URI: uri, DATABASE_URL: url },
+    stdout: "null",
+    stderr: "null",
+  }).spawn();
+  let mb = 0;
+  const look = setInterval(() => {
+    try {
+      const status = Deno.readTextFileSync(`/proc/${child.pid}/status`);
+      mb = Number(/VmHWM:\s+(\d+)/.exec(status)?.[1] ?? mb * 1024) / 1024;
+    } catch { /* it has just ended */ }
+  }, 50);
+  const { code } = await child.status;
+  clearInterval(look);
+  if (code) throw new Error(`Cannot sync from ${new URL(uri).host}: it ended with ${code}`);
+  return { ms: performance.now() - started, mb };
+}
+
+/** Partitions are there, as upkeep makes them ahead, and nothing else. */
+async function noReadings({ sql }: TestServer): Promise<void> {
+  await sql`
+    select pgpulse.make_partition(s, current_date::timestamptz - i * interval '1 day')
+    from pgpulse.storage s, generate_series(1, 30) i
+    where s.source = 'public.reading_analytics'::regclass`;
+  const [{ rows }] = await sql`select pgpulse.rows_of('public.reading_analytics')::text as rows`;
+  await sql.unsafe(`truncate ${rows}, reading_keys`);
+  await sql`checkpoint`;
+}
+
+/** Does something for each, so many at once. */
+async function inLanes<T>(all: T[], work: (one: T) => Promise<unknown>): Promise<void> {
+  const rest = all.values();
+  const lane = async () => {
+    for (const one of rest) await work(one);
+  };
+  await Promise.all(Array.from({ length: LANES }, lane));
+}
+
+/** The sync beside each of its stages alone, from one MongoDB. */
+async function stages(rounds: number, name: string, uri: string, count: number): Promise<void> {
+  await using server = await database();
+  const url = server.urlFor("server", "server");
+  const sql = postgres(url, { max: LANES });
+  const client = new MongoClient(uri);
+  const collection = client.db().collection("pgpulse_bench");
+  const found = await collection.countDocuments({});
+  const start = monthAgo();
+  for (let i = found; i < count; i += BATCH) {
+    const some = Array.from(
+      { length: Math.min(BATCH, count - i) },
+      (_, n) => BSON.deserialize(reading(i + n, count, start)),
+    );
+    await collection.insertMany(some);
+  }
+  await collection.createIndex({ status: 1, _id: 1 });
+  const fresh = () => collection.updateMany({}, { $set: { status: "ingested" } });
+  const figures: Record<string, number[]> = { reading: [], marking: [], writing: [], sync: [] };
+  const note = (figure: string, ms: number) => figures[figure].push(count / ms * 1000);
+  const ratios: number[] = [];
+  const memory: number[] = [];
+  for (let i = 0; i < rounds; i++) {
+    await fresh();
+    const batches: Uint8Array[][] = [];
+    let after: unknown;
+    let started = performance.now();
+    for (;;) {
+      const some = await collection.find({
+        status: "ingested",
+        ...after ? { _id: { $gt: after as BSON.ObjectId } } : {},
+      }, { raw: true, sort: { _id: 1 }, limit: BATCH, batchSize: BATCH, singleBatch: true })
+        .toArray() as unknown as Uint8Array[];
+      if (!some.length) break;
+      batches.push(some);
+      after = BSON.deserialize(some.at(-1)!)._id;
+    }
+    note("reading", performance.now() - started);
+
+    const encoder = new Encoder();
+    const ready = batches.map((some) => {
+      const lines = some.map((bson) => encoder.json(bson)).join("\n");
+      return { lines, ids: some.map((bson) => BSON.deserialize(bson)._id) };
+    });
+    await noReadings(server);
+    started = performance.now();
+    await inLanes(ready, ({ lines, ids }) =>
+      sql`
+        select pgpulse.take_readings('bench', ${ids.map(String)}, ${lines})`);
+    note("writing", performance.now() - started);
+
+    started = performance.now();
+    await inLanes(
+      ready,
+      ({ ids }) =>
+        collection.updateMany({ _id: { $in: ids }, status: "ingested" }, {
+          $set: { status: "processed" },
+        }),
+    );
+    note("marking", performance.now() - started);
+
+    await fresh();
+    await noReadings(server);
+    const { ms, mb } = await synced(uri, "pgpulse_bench", url);
+    note("sync", ms);
+    memory.push(mb);
+    const [{ n }] = await server.sql`select count(*)::int as n from reading_keys`;
+    if (n !== count) throw new Error(`${n} of ${count} readings are there`);
+    const last = Object.values(figures).map((samples) => samples.at(-1)!);
+    ratios.push(last.pop()! / Math.min(...last));
+  }
+  if (!found) await collection.drop();
+  await client.close();
+  await sql.end();
+  const what = `${count} readings of ${name}`;
+  report(`${what}: reading alone`, figures.reading, "a second", "");
+  report("writing alone, 3 at once", figures.writing, "a second", "");
+  report("marking alone, 3 at once", figures.marking, "a second", "");
+  report("sync --once, start to end", figures.sync, "a second", "");
+  report("sync / slowest stage", ratios, "x", "at least 0.8x");
+  report("the most memory that the sync had", memory, "MB", "flat");
+}
+
+/** Moves readings out of MongoDB, and answers with them. */
+async function readings(rounds: number, { documents, readings }: Options): Promise<void> {
+  {
+    await using mongo = await simulated(documents);
+    await stages(rounds, "a simulated MongoDB", mongo.uri, documents);
+  }
+  const real = Deno.env.get("MONGO_URI");
+  if (real) await stages(rounds, "a real MongoDB", real, documents);
+  else missing("readings of a real MongoDB", "MONGO_URI is not set");
+
+  await using server = await database();
+  const { sql } = server;
+  const url = server.urlFor("server", "server");
+  // The last one stays, for the pages.
+  for (const count of [100_000, readings]) {
+    await noReadings(server);
+    await using mongo = await simulated(count);
+    const { mb } = await synced(mongo.uri, "pgpulse_bench", url);
+    report(`the same for ${count} simulated ones`, [mb], "MB", "flat");
+  }
+  for (let more = true; more;) {
+    more = (await sql`select * from pgpulse.upkeep()`).some((row) => row.more);
+  }
+  await sql.unsafe("vacuum analyze");
+  const [{ n, first, last }] = await sql`
+    select count(*)::int as n, extract(epoch from min(time))::float8 as first,
+      extract(epoch from max(time))::float8 as last
+    from reading_keys`;
+  const port = freePort(0);
+  await using api = runs("etl.ts", ["serve", `--port=${port}`, "--rate=0"], url);
+  const get = async (path: string) => {
+    const response = await fetch(`http://127.0.0.1:${port}${path}`);
+    const text = await response.text();
+    if (!response.ok) throw new Error(`GET ${path}: ${text}`);
+    return text;
+  };
+  await until("it serves", () => get("/healthz").catch(() => ""));
+  // Wherever it is: a page begins behind any time.
+  const page = async () => {
+    const at = new Date((first + Math.random() * (last - first)) * 1000).toISOString();
+    const place = JSON.stringify([at.replace("Z", "+00:00"), "testdb.pgpulse_bench", "0"]);
+    const cursor = new TextEncoder().encode(place).toBase64({ alphabet: "base64url" });
+    await get(`/api/reading?limit=100&cursor=${cursor.replace(/=+$/, "")}`);
+  };
+  for (let i = 0; i < 100; i++) await page();
+  const times: number[] = [];
+  for (let i = 0; i < rounds * 400; i++) {
+    const started = performance.now();
+    await page();
+    times.push(performance.now() - started);
+  }
+  const what = `a page of 100 of ${n} readings, anywhere`;
+  report(`${what}, p50`, [quantile(times, 0.5)], "ms", "");
+  report(`${what}, p99`, [quantile(times, 0.99)], "ms", "under 10 ms");
+
+  const ids = await sql`select source_id as id from reading_keys order by random() limit 1000`;
+  const one = () => get(`/api/reading/${ids[Math.floor(Math.random() * ids.length)].id}`);
+  for (const [figure, ask] of [["pages of 100", page], ["single readings", one]] as const) {
+    const rates: number[] = [];
+    const shares: { client: number; api: number }[] = [];
+    for (let i = 0; i < rounds; i++) {
+      const before = { client: spent(Deno.pid), api: spent(api.pid) };
+      const started = performance.now();
+      let answers = 0;
+      await Promise.all(Array.from({ length: 32 }, async () => {
+        while (performance.now() - started < 5_000) {
+          await ask();
+          answers++;
+        }
+      }));
+      const seconds = (performance.now() - started) / 1000;
+      rates.push(answers / seconds);
+      shares.push({
+        client: (spent(Deno.pid) - before.client) / seconds * 100,
+        api: (spent(api.pid) - before.api) / seconds * 100,
+      });
+    }
+    report(`${figure} over 32 connections`, rates, "a second", "1,000");
+    report("of that the API", shares.map(({ api }) => api), "% of a core", "");
+    report("and who asks, here", shares.map(({ client }) => client), "% of a core", "");
+  }
+  report("memory of the API", [memoryMB(api.pid)], "MB", "");
+}
+
 interface Options {
   days: number;
   every: string;
   samples: number;
   hosts: number;
+  documents: number;
+  readings: number;
 }
 
 type Figure = (rounds: number, options: Options) => Promise<void>;
@@ -1167,6 +1525,7 @@ const FIGURES: Record<string, Figure> = {
   history,
   dashboards,
   hosts,
+  readings,
 };
 
 async function main(args: string[]): Promise<void> {
@@ -1179,12 +1538,16 @@ async function main(args: string[]): Promise<void> {
       every: { type: "string", default: "10 s" },
       samples: { type: "string", default: "1000000" },
       hosts: { type: "string", default: "1000" },
+      documents: { type: "string", default: "1000000" },
+      readings: { type: "string", default: "10000000" },
       writer: { type: "string" },
+      source: { type: "string" },
       help: { type: "boolean", short: "h" },
     },
   });
   if (values.help) return console.log(HELP);
   if (values.writer) return await write(values.writer);
+  if (values.source) return await source(Number(values.source));
   const names = positionals.length ? positionals : Object.keys(FIGURES);
   for (const name of names) {
     if (!FIGURES[name]) {
@@ -1193,8 +1556,15 @@ async function main(args: string[]): Promise<void> {
   }
   console.log(`| figure | measured: median (least to most) | goal |\n|---|---|---|`);
   for (const name of names) {
-    const [days, samples, hosts] = [values.days, values.samples, values.hosts].map(Number);
-    await FIGURES[name](Number(values.rounds), { days, every: values.every, samples, hosts });
+    const { rounds, every } = values;
+    const [days, samples, hosts, documents, readings] = [
+      values.days,
+      values.samples,
+      values.hosts,
+      values.documents,
+      values.readings,
+    ].map(Number);
+    await FIGURES[name](Number(rounds), { days, every, samples, hosts, documents, readings });
   }
 }
 

@@ -462,7 +462,7 @@ Deno.test("the API over HTTP", async (t) => {
 
   await t.step("bodies count until they are answered, and not beyond", async () => {
     const post = (id: string) =>
-      api.post({ readings: [{ id, source: "large", payload: { x: "x".repeat(15e6) } }] })
+      api.post(`{"readings":[{"id":"${id}","source":"large","payload":{}}]}${" ".repeat(15e6)}`)
         .then(({ status }) => status);
     let held: Promise<number>[] = [];
     await sql.begin(async (tx) => {
@@ -471,13 +471,12 @@ Deno.test("the API over HTTP", async (t) => {
       await until("both wait for the lock", async () => {
         const [{ n }] = await sql`
           select count(*)::int as n from pg_stat_activity where wait_event_type = 'Lock'`;
-        return n === 2;
+        return n >= 2;
       });
       strictEqual(await post("c"), 503);
     });
     deepStrictEqual(await Promise.all(held), [200, 200]);
     strictEqual(await post("c"), 200);
-    await sql`delete from reading_analytics where source = 'large'`;
   });
 
   await t.step("bodies cut short and broken requests change nothing", async () => {

@@ -13,14 +13,16 @@
  *
  * Needs PostgreSQL 15 or newer with `deno task migrate`, and the role server; for the sync MongoDB
  * 4.4 or newer, and a user that may read and update the collection.
- * Costs five connections to MongoDB and four to PostgreSQL; 100 MB of memory, up to 1 GB where
- * documents come near their limit of 16 MB.
+ * Costs five connections to MongoDB, one more for each collection, and four to PostgreSQL, eight more
+ * for serve; 100 MB of memory, up to 1 GB where documents come near their limit of 16 MB.
  *
- * How the sync works. A batch of documents is claimed, which is a row in PostgreSQL; written to
- * PostgreSQL; marked in MongoDB; read again, and those that changed meanwhile are put back; then
+ * How the sync works. A batch of documents is claimed, which is a row in PostgreSQL; read; written
+ * to PostgreSQL; marked in MongoDB; read again, and those that changed meanwhile are put back; then
  * the claim goes. The claim of a worker that died is put back whole: what was taken is then taken
  * again, which the key (source, source_id) makes harmless. So there are no positions to keep, and
- * a crash between any two steps loses nothing and doubles nothing.
+ * a crash between any two steps loses nothing and doubles nothing. What is left: MongoDB knows no
+ * claims, so a worker that is frozen for longer than its lease just before it marks, marks when it
+ * wakes; if it is killed before it has read again, a change of these milliseconds is not seen.
  */
 import { Buffer } from "node:buffer";
 import { createHash, timingSafeEqual } from "node:crypto";
@@ -35,6 +37,7 @@ import {
   MongoClient,
   MongoError,
   MongoNetworkError,
+  MongoServerError,
   MongoServerSelectionError,
 } from "npm:mongodb@7.9.0";
 import postgres from "npm:postgres@3.4.9";
@@ -101,10 +104,12 @@ Serves: /                    the welcome; to a browser a page that shows how it 
         /openapi.json        all of this, for programs
 
 A document becomes one row: its key is (source, source_id). source is database.collection. source_id
-is the 24 hex digits of an ObjectId, or a string as it is; a string that reads as JSON or as 24 hex
-digits or has control characters, and any other _id, is its JSON: 17, "17", {"device":"a","hour":7}.
-A document that comes again with other content replaces its row. Columns are derived by the function
-public.transform_reading, which is yours to replace; payload is the whole document as it was read.
+is the 24 hex digits of an ObjectId, or a string as it is; a string that is empty, reads as JSON or as
+24 hex digits, or has control characters, and any other _id, is its JSON: 17, "17", {"device":"a"}.
+17.0 is 17, as it is for MongoDB (but not as Decimal128, nor within a document). What is longer than
+1024 bytes, or cannot be text, is {"$sha256":"..."}, and a dead letter. A document that comes again with
+other content replaces its row. Columns are derived by the function public.transform_reading, which is
+yours to replace; payload is the whole document as it was read.
 
 JSON is relaxed Extended JSON (v2) of MongoDB, and loses nothing but the order of fields:
   a number          whole doubles with a point (17.0), whole numbers without, at full length
@@ -116,11 +121,16 @@ JSON is relaxed Extended JSON (v2) of MongoDB, and loses nothing but the order o
 
 Kill -9 is safe at any moment: what a dead worker had in hand is taken again after ${LEASE_S} s,
 which the key makes harmless. Ctrl-C finishes the batch in hand. A database that is away is waited for.
+Readings are kept for ever, as MongoDB says "processed" of them. To drop those whose time is past:
+select pgpulse.add_storage('public.reading_analytics', 'time', keys => '{source}', keep => '1 year');
+a backfill of what is older is then taken, and dropped.
+A document that MongoDB refuses to mark, by a validator or a unique index, is taken, becomes a dead
+letter, and is left alone until the sync starts anew.
 Where the server has change streams they wake the sync, else it looks each 0.2 to 5 s.
 It makes the index { status: 1, _id: 1 } where it may; without one each look reads the collection.
 
 Cost: 100 MB of memory, up to 1 GB where documents come near their limit of 16 MB; four connections
-to PostgreSQL, five to MongoDB.
+to PostgreSQL, and eight for serve; to MongoDB five, and one for each collection.
 
 Examples
   MONGO_URI=mongodb://localhost/testdb deno task etl sync --once
@@ -217,7 +227,7 @@ export function explain(error: unknown, sql?: postgres.Sql): string {
 }
 // --- end of explain ---
 
-const { Decimal128, EJSON, ObjectId } = BSON;
+const { Decimal128, ObjectId } = BSON;
 
 // --- BSON as JSON --------------------------------------------------------------------------------
 
@@ -301,10 +311,25 @@ export class Encoder {
     }
   }
 
+  /** The id of the last document, as the bytes that it is. */
+  rawId(): RawId {
+    if (!this.id) throw new Unreadable("_id", "is missing");
+    const { at, value, end } = this.id;
+    const bytes = new Uint8Array(1 + end - value);
+    bytes[0] = this.#in[at];
+    bytes.set(this.#in.subarray(value, end), 1);
+    return new RawId(bytes);
+  }
+
   /** The id of the last document, as text: see HELP. */
   idText(): string {
     if (!this.id) throw new Unreadable("_id", "is missing");
     const { at, value, end } = this.id;
+    if (this.#in[at] === 1) {
+      // For MongoDB 17.0 and 17 are one _id.
+      const double = this.#view.getFloat64(value, true);
+      if (Number.isInteger(double) && Math.abs(double) < 2 ** 63) return `${BigInt(double)}`;
+    }
     this.#length = 0;
     this.#strict = true;
     this.#value(this.#in[at], value, end, 1);
@@ -636,7 +661,7 @@ class Names {
 /** Whether such an id of type string stands bare: no other id's text is the same. */
 function bare(text: string): boolean {
   // deno-lint-ignore no-control-regex -- they are what is looked for
-  if (/^[0-9a-f]{24}$|[\x00-\x1f]/.test(text)) return false;
+  if (/^$|^[0-9a-f]{24}$|[\x00-\x1f]/.test(text)) return false;
   try {
     JSON.parse(text);
     return false;
@@ -709,32 +734,64 @@ const [SHORTEST, LONGEST] = [200, 5_000];
 /** pgpulse.take_readings takes no longer ids. */
 const LONGEST_ID = 1024;
 
+/** Ids in hand, at most so many bytes of them: a command of MongoDB has 16 MB. */
+const MOST_IDS = 4 * 2 ** 20;
+
+const NO_ID = new Uint8Array(12);
+
+/** An _id as the bytes that it is: objects of JavaScript would change some, as {"a":1,"7":2}. */
+export class RawId extends ObjectId {
+  /** Its type and its value. */
+  constructor(readonly bytes: Uint8Array) {
+    super(NO_ID);
+  }
+
+  static of(key: string): RawId {
+    return new RawId(Buffer.from(key, "hex"));
+  }
+
+  /** What claims have of it. */
+  get key(): string {
+    return Buffer.from(this.bytes.buffer, this.bytes.byteOffset, this.bytes.length).toString("hex");
+  }
+
+  /** So the driver writes an ObjectId; its type, 7, is there already, before its name. */
+  serializeInto(out: Uint8Array, at: number): number {
+    let type = at - 2;
+    while (out[type] !== 7) type--;
+    out[type] = this.bytes[0];
+    out.set(this.bytes.subarray(1), at);
+    return this.bytes.length - 1;
+  }
+}
+
 interface Item {
   id: string;
-  _id: Id;
+  _id: RawId;
   bson: Uint8Array;
   status?: Place;
   json: string;
   failure?: { reason: string; field: string | null };
 }
 
+/** What was claimed together. */
 interface Batch {
   source: string;
   claim: string;
-  items: Item[];
-  received: Date;
+  ids: RawId[];
 }
-
-/** An _id: of almost any type, though the driver wants to know one. */
-type Id = InstanceType<typeof ObjectId>;
 
 /** A document, as far as the sync knows. */
 interface Ingested {
-  _id: Id;
+  _id: InstanceType<typeof ObjectId>;
   status: string;
 }
 
 const none = (): Counts => ({ read: 0, taken: 0, replaced: 0, same: 0, failed: 0 });
+
+const add = (sum: Counts, more: Counts) => {
+  for (const name of Object.keys(none()) as (keyof Counts)[]) sum[name] += more[name];
+};
 
 const sleep = (ms: number, signal?: AbortSignal) =>
   new Promise<void>((done) => {
@@ -747,27 +804,6 @@ const sleep = (ms: number, signal?: AbortSignal) =>
     const timer = setTimeout(end, ms);
     signal?.addEventListener("abort", end);
   });
-
-/** The _id that such a text stands for. */
-function idOf(text: string): Id {
-  if (/^[0-9a-f]{24}$/.test(text)) return new ObjectId(text);
-  if (bare(text)) return text as unknown as Id;
-  // deno-lint-ignore no-explicit-any -- the type of the reviver lacks its third parameter
-  const node = (JSON.parse as any)(
-    text,
-    // deno-lint-ignore no-explicit-any -- JSON of any shape
-    (_: string, value: any, { source }: { source?: string }) => {
-      // MongoDB compares numbers by value; but as a double it would be another one.
-      if (typeof value === "number" && !Number.isSafeInteger(value) && /^-?\d+$/.test(source!)) {
-        return { $numberLong: source };
-      }
-      return typeof value?.$string === "string" ? atob8(value.$string) : value;
-    },
-  );
-  return (EJSON.deserialize({ node }) as { node: Id }).node;
-}
-
-const atob8 = (base64: string) => new TextDecoder().decode(Buffer.from(base64, "base64"));
 
 const same = (a: Uint8Array, b: Uint8Array) => Buffer.compare(a, b) === 0;
 
@@ -807,6 +843,10 @@ const PG_HEALS = new RegExp(
     "|E(CONN.*|PIPE|TIMEDOUT|HOSTUNREACH|NETUNREACH|AI_AGAIN|NOTFOUND))$",
 );
 
+/** Whether MongoDB takes other updates, but not this one: a validator, a unique index. */
+const refuses = (error: unknown): error is Error =>
+  error instanceof MongoServerError && !away(error) && ![13, 18, 8000].includes(Number(error.code));
+
 /** Says what went wrong with MongoDB, why that is likely, and what to do; never a secret. */
 function explainMongo(error: unknown, client?: MongoClient): string {
   const hosts = client?.options.hosts.map(String).join() ?? "";
@@ -836,9 +876,11 @@ function explainMongo(error: unknown, client?: MongoClient): string {
 
 interface State {
   /** Where the next look begins; undefined: at the first. */
-  after?: Id;
-  /** Until which _id this pass has been; those in hand are left out elsewhere. */
-  inHand: Set<Batch>;
+  after?: RawId;
+  /** What was not there any more when it was to be read: it is not looked for twice. */
+  missed: Set<string>;
+  /** What MongoDB refuses to mark: it is left alone. */
+  refused: Set<string>;
   flow: Counts;
   backlog: number | null;
   lag: number | null;
@@ -862,6 +904,9 @@ export class Worker implements Sync {
   readonly #runs = new Set<Run>();
   #last: Run | null = null;
   #once?: Promise<Run>;
+  #begun = Promise.withResolvers<Run>();
+  /** Somebody has joined the run since its last look began. */
+  #joined = false;
   #draining?: Promise<number>;
   #again = false;
   #ready = false;
@@ -874,6 +919,7 @@ export class Worker implements Sync {
   #renewing?: ReturnType<typeof setInterval>;
   #wake?: () => void;
   #turn = 0;
+  #claiming: Promise<unknown> = Promise.resolve();
   #recovered = -Infinity;
   /** The loop has ended, by a fault. */
   #ended = false;
@@ -884,7 +930,8 @@ export class Worker implements Sync {
     this.#stop = stop;
     for (const source of options.sources) {
       this.#sources.set(source, {
-        inHand: new Set(),
+        missed: new Set(),
+        refused: new Set(),
         flow: none(),
         backlog: null,
         lag: null,
@@ -902,7 +949,8 @@ export class Worker implements Sync {
         readConcern: { level: "majority" },
         writeConcern: { w: "majority" },
         readPreference: "primary",
-        maxPoolSize: LANES + 2,
+        // Each change stream has one for itself.
+        maxPoolSize: LANES + 2 + options.sources.length,
       });
     } catch (error) {
       throw new Error(
@@ -940,41 +988,40 @@ export class Worker implements Sync {
 
   /** `patient`: a side that is away is waited for. */
   once(trigger: string, begun?: (run: Run) => void, patient = false): Promise<Run> {
-    if (this.#once) {
-      // It looks once more, so that nothing is missed that came before this call.
-      this.#again = true;
-      if (this.#last) begun?.(this.#last);
-      return this.#once;
+    if (this.#once) this.#joined = true;
+    else {
+      this.#begun = Promise.withResolvers();
+      this.#once = this.#runOnce(trigger, patient);
     }
-    return this.#once = this.#runOnce(trigger, begun, patient).finally(() =>
-      this.#once = undefined
-    );
+    void this.#begun.promise.then(begun);
+    return this.#once;
   }
 
-  async #runOnce(
-    trigger: string,
-    begun: ((run: Run) => void) | undefined,
-    patient: boolean,
-  ): Promise<Run> {
+  async #runOnce(trigger: string, patient: boolean): Promise<Run> {
     let run: Run | undefined;
     let fault: string | null = null;
     try {
       await this.#insist((error) => patient && away(error), async () => {
-        if (!run) {
-          run = await this.#begin(trigger);
-          begun?.(run);
-        }
-        await this.#drain();
-        // Others have some in hand, or died with it: then their lease lapses. What they claim
-        // later came later.
-        const last = await this.#others();
-        while (last && !this.#stop.aborted && await this.#others(last)) {
-          await sleep(250, this.#stop);
+        if (!run) this.#begun.resolve(run = await this.#begin(trigger));
+        // It looks again for those who join, so that nothing is missed that was there before.
+        do {
+          this.#joined = false;
           await this.#drain();
-        }
+          // Others have some in hand, or died with it: then their lease lapses. What they claim
+          // later came later.
+          const last = await this.#others();
+          while (last && !this.#stop.aborted && await this.#others(last)) {
+            await sleep(250, this.#stop);
+            await this.#drain();
+          }
+          // They may have put some back.
+          if (last) await this.#drain();
+        } while (this.#joined && !this.#stop.aborted);
+        this.#once = undefined;
       });
       if (this.#stop.aborted) fault = "Stopped before all was done";
     } catch (error) {
+      this.#once = undefined;
       fault = this.#explain(error);
     }
     if (!run) {
@@ -1018,7 +1065,8 @@ export class Worker implements Sync {
   }
 
   async #save(run: Run): Promise<void> {
-    const { read, taken, replaced, same, failed, ended, error } = run;
+    const { read, taken, replaced, same, failed, ended } = run;
+    const error = run.error ?? (ended ? null : this.#trouble);
     await this.#sql`
       update public.sync_runs
       set ${this.#sql({ read, taken, replaced, same, failed, ended, error })}
@@ -1095,7 +1143,8 @@ export class Worker implements Sync {
   #explain(error: unknown): string {
     this.#mongoAway = error instanceof MongoError && away(error);
     if (error instanceof MongoError) return explainMongo(error, this.client);
-    const { code, detail, hint } = error as { code?: string; detail?: string; hint?: string };
+    const { code, message, detail, hint } = error as Record<string, string | undefined>;
+    if (!code) return `Cannot sync: ${message}`;
     return [explain(error, this.#sql), code && detail, code && hint].filter(Boolean).join("; ");
   }
 
@@ -1186,7 +1235,6 @@ export class Worker implements Sync {
   /** After a fault: nothing is in hand, claims that stand are recovered. */
   #forget(): void {
     for (const state of this.#sources.values()) {
-      state.inHand.clear();
       state.after = undefined;
     }
   }
@@ -1200,28 +1248,36 @@ export class Worker implements Sync {
         select claim, source, ids from pgpulse.recover_readings(${worker}, ${own})`;
       if (!claims.length) return;
       for (const { claim, source, ids } of claims) {
-        await this.#putBack(source, ids.filter((id) => !id.startsWith("sha256:")).map(idOf));
+        await this.#putBack(source, ids.map(RawId.of));
         await this.#release(claim);
       }
     }
   }
 
-  async #putBack(source: string, ids: Id[]): Promise<void> {
+  async #putBack(source: string, ids: RawId[]): Promise<void> {
     await this.#collection(source).updateMany(
       { _id: { $in: ids }, status: { $in: ["processed", "failed"] } },
       { $set: { status: "ingested" } },
     );
   }
 
-  /** A dead letter comes again by the usual way, where its document is still there. */
-  async putBackFailed(source: string, id: string, bson: Uint8Array | null): Promise<boolean> {
-    if (!this.#sources.has(source)) return false;
-    const _id = bson ? BSON.deserialize(bson, { promoteValues: false })._id : idOf(id);
-    const { matchedCount } = await this.#collection(source).updateOne(
+  /**
+   * A dead letter comes again by the usual way, where MongoDB has its document: `back`. One that has
+   * another status there is `left` alone; undefined: it is not there.
+   */
+  async putBackFailed(source: string, bson: Uint8Array): Promise<"back" | "left" | undefined> {
+    if (!this.#sources.has(source)) return;
+    this.#encoder.scan(bson);
+    const _id = this.#encoder.rawId();
+    const collection = this.#collection(source);
+    const { matchedCount } = await collection.updateOne(
       { _id, status: { $in: ["failed", "ingested"] } },
       { $set: { status: "ingested" } },
     );
-    return matchedCount > 0;
+    if (matchedCount) return "back";
+    const there = await collection.find({ _id }, { raw: true, projection: { _id: 1 }, limit: 1 })
+      .toArray();
+    return there.length ? "left" : undefined;
   }
 
   #release(claim: string) {
@@ -1233,14 +1289,14 @@ export class Worker implements Sync {
     const all: Promise<void>[] = [];
     let read = 0;
     let fault: unknown;
+    for (const { missed } of this.#sources.values()) missed.clear();
     const lane = async () => {
       try {
         while (!this.#stop.aborted && !fault) {
           const found = await this.#claim();
           if (!found) return;
-          read += found.batch.items.length;
           if (found.more && all.length < LANES) all.push(lane());
-          await this.#take(found.batch);
+          read += await this.#work(found.batch);
         }
       } catch (error) {
         fault ??= error;
@@ -1253,63 +1309,106 @@ export class Worker implements Sync {
     return read;
   }
 
-  /** Claims the next batch, of each source in turn. */
-  async #claim(): Promise<{ batch: Batch; more: boolean } | undefined> {
-    const sources = [...this.#sources];
-    if (performance.now() - this.#recovered > LONGEST) await this.#recover();
-    for (let i = 0; i < sources.length; i++) {
-      const [source, state] = sources[this.#turn++ % sources.length];
-      const found = await this.#claimOf(source, state);
-      if (found) return found;
-    }
+  /** Claims the next batch, of each source in turn. One at a time: two would find the same. */
+  #claim(): Promise<{ batch: Batch; more: boolean } | undefined> {
+    const next = this.#claiming.then(async () => {
+      const sources = [...this.#sources];
+      if (performance.now() - this.#recovered > LONGEST) await this.#recover();
+      for (let i = 0; i < sources.length; i++) {
+        const [source, state] = sources[this.#turn++ % sources.length];
+        const found = await this.#claimOf(source, state);
+        if (found) return found;
+      }
+    });
+    this.#claiming = next.catch(() => {});
+    return next;
   }
 
+  /**
+   * Only ids are looked for, without a lock, however long that takes; who claims them first has them,
+   * and reads them then: so nobody has a document in hand as it was before another one took it.
+   */
   async #claimOf(
     source: string,
     state: State,
   ): Promise<{ batch: Batch; more: boolean } | undefined> {
     const { worker, batch: limit } = this.#options;
-    return await this.#sql.begin(async (sql) => {
-      // The lock is held while MongoDB is asked, so that no two workers get the same documents.
-      await sql`set local idle_in_transaction_session_timeout = '20s'`;
-      await sql`select pgpulse.claim_readings(${source}, ${worker}, '{}')`;
-      const others = await sql<{ ids: string[] }[]>`
-        select ids from pgpulse.reading_claims where source = ${source} and worker <> ${worker}`;
-      const taken = others.flatMap(({ ids }) => ids.map(idOf));
-      // What was put back lies before: now and then it looks from the first one on.
-      if (state.looks++ % 50 === 0) state.after = undefined;
-      for (let whole = state.after === undefined;;) {
-        const first = state.after === undefined;
-        const own = first
-          ? [...state.inHand].flatMap(({ items }) => items.map(({ _id }) => _id))
-          : [];
-        const out = [...taken, ...own];
-        const docs = await this.#collection(source).find({
-          status: "ingested",
-          ...first && !out.length ? {} : {
-            _id: { ...first ? {} : { $gt: state.after }, ...out.length ? { $nin: out } : {} },
-          },
-        }, { raw: true, sort: { _id: 1 }, limit, batchSize: limit, singleBatch: true })
-          .toArray() as unknown as Uint8Array[];
-        if (!docs.length) {
-          if (whole) return;
-          whole = true;
-          state.after = undefined;
-          continue;
-        }
-        const received = new Date();
-        const items = docs.map((bson) => this.#item(bson));
-        state.after = items.at(-1)!._id;
-        const [{ claim, ids }] = await sql<{ claim: string | null; ids: string[] | null }[]>`
-          select claim, ids
-          from pgpulse.claim_readings(${source}, ${worker}, ${items.map(({ id }) => id)})`;
-        if (!claim) continue;
-        const got = new Set(ids);
-        const batch = { source, claim, received, items: items.filter(({ id }) => got.has(id)) };
-        state.inHand.add(batch);
-        return { batch, more: docs.length === limit };
+    // What was put back lies before: now and then it looks from the first one on.
+    if (state.looks++ % 50 === 0) {
+      state.after = undefined;
+      state.missed.clear();
+    }
+    for (let whole = state.after === undefined; !this.#stop.aborted;) {
+      const { after, missed, refused } = state;
+      // Its own lie before; or it begins anew.
+      const claims = await this.#sql<{ ids: string[] }[]>`
+        select ids
+        from pgpulse.reading_claims
+        where source = ${source} and (${after === undefined} or worker <> ${worker})`;
+      const out: RawId[] = [];
+      let bytes = 0;
+      for (const key of [...missed, ...refused, ...claims.flatMap(({ ids }) => ids)]) {
+        if ((bytes += key.length) < 2 * MOST_IDS) out.push(RawId.of(key));
       }
-    }) as { batch: Batch; more: boolean } | undefined;
+      const docs = await this.#collection(source).find({
+        status: "ingested",
+        ...after || out.length
+          ? { _id: { ...after ? { $gt: after } : {}, ...out.length ? { $nin: out } : {} } }
+          : {},
+      }, {
+        raw: true,
+        projection: { _id: 1 },
+        sort: { _id: 1 },
+        limit,
+        batchSize: limit,
+        singleBatch: true,
+      }).toArray() as unknown as Uint8Array[];
+      if (!docs.length) {
+        if (whole) return;
+        whole = true;
+        state.after = undefined;
+        continue;
+      }
+      const found = new Map<string, RawId>();
+      bytes = 0;
+      for (const bson of docs) {
+        if ((bytes += bson.length) > MOST_IDS && found.size) break;
+        this.#encoder.scan(bson);
+        state.after = this.#encoder.rawId();
+        found.set(state.after.key, state.after);
+      }
+      const wanted = [...found.keys()].filter((key) => !missed.has(key) && !refused.has(key));
+      const [{ claim, ids }] = await this.#sql<{ claim: string | null; ids: string[] | null }[]>`
+        select claim, ids from pgpulse.claim_readings(${source}, ${worker}, ${wanted})`;
+      if (!claim) continue;
+      const batch = { source, claim, ids: ids!.map((key) => found.get(key)!) };
+      return { batch, more: docs.length === limit };
+    }
+  }
+
+  /** Reads what is claimed, 16 MB at a time, and takes it; gives how many documents that were. */
+  async #work({ source, claim, ids }: Batch): Promise<number> {
+    const left = new Map(ids.map((_id) => [_id.key, _id]));
+    let read = 0;
+    while (left.size) {
+      const received = new Date();
+      const docs = await this.#collection(source).find(
+        { _id: { $in: [...left.values()] }, status: "ingested" },
+        { raw: true, limit: left.size, batchSize: left.size, singleBatch: true },
+      ).toArray() as unknown as Uint8Array[];
+      if (!docs.length) break;
+      const items = docs.map((bson) => this.#item(bson));
+      await this.#take(source, claim, items, received);
+      const before = left.size;
+      for (const { _id } of items) left.delete(_id.key);
+      read += items.length;
+      // It was 17, and is 17.0 now.
+      if (left.size === before) break;
+    }
+    const { missed } = this.#sources.get(source)!;
+    for (const key of left.keys()) missed.add(key);
+    await this.#release(claim);
+    return read;
   }
 
   #item(bson: Uint8Array): Item {
@@ -1324,23 +1423,25 @@ export class Worker implements Sync {
       encoder.scan(bson);
     }
     const status = encoder.status;
-    let id = encoder.idText();
-    const _id = bson[encoder.id!.at] === 7
-      ? new ObjectId(bson.slice(encoder.id!.value, encoder.id!.end))
-      : BSON.deserialize(bson, { promoteValues: false })._id;
-    if (id.length > LONGEST_ID / 4 && Buffer.byteLength(id) > LONGEST_ID) {
-      failure = { reason: `_id is longer than ${LONGEST_ID} bytes`, field: "_id" };
-      id = `sha256:${createHash("sha256").update(id).digest("hex")}`;
+    const _id = encoder.rawId();
+    let id: string;
+    try {
+      id = encoder.idText();
+      if (Buffer.byteLength(id) > LONGEST_ID) {
+        throw new Unreadable("_id", `is longer than ${LONGEST_ID} bytes`);
+      }
+    } catch (error) {
+      if (!(error instanceof Unreadable)) throw error;
+      failure ??= { reason: error.message, field: "_id" };
+      id = JSON.stringify({ $sha256: createHash("sha256").update(_id.bytes).digest("hex") });
     }
     return { id, _id, bson, status, json, failure };
   }
 
-  /** Writes a batch to PostgreSQL, marks it in MongoDB, looks whether it is still what it was. */
-  async #take(batch: Batch): Promise<void> {
-    const { source, claim, items, received } = batch;
-    const sql = this.#sql;
+  /** Writes documents to PostgreSQL, marks them in MongoDB, looks whether they are what they were. */
+  async #take(source: string, claim: string, items: Item[], received: Date): Promise<void> {
     const good = items.filter(({ failure }) => !failure);
-    const [{ done }] = await sql`
+    const [{ done }] = await this.#sql`
       select pgpulse.take_readings(
         ${source}, ${good.map(({ id }) => id)}, ${good.map(({ json }) => json).join("\n")},
         ${received}, false, ${claim}, ${this.#options.worker}
@@ -1350,55 +1451,82 @@ export class Worker implements Sync {
     );
     for (const item of good) item.failure = failures.get(item.id);
     const failed = items.filter(({ failure }) => failure);
-    await this.#keepFailures(source, failed);
-    await this.#mark(source, items.filter(({ failure }) => !failure), "processed");
-    await this.#mark(source, failed, "failed");
-    await this.#release(claim);
+    await this.#keepFailures(source, claim, failed);
+    const refused = [
+      ...await this.#mark(source, items.filter(({ failure }) => !failure), "processed"),
+      ...await this.#mark(source, failed, "failed"),
+    ];
     const state = this.#sources.get(source)!;
-    state.inHand.delete(batch);
+    if (refused.length) {
+      for (const { _id } of refused) state.refused.add(_id.key);
+      await this.#keepFailures(source, claim, refused);
+    }
     const { taken, replaced, same } = done;
     const counts: Counts = { read: items.length, taken, replaced, same, failed: failed.length };
-    for (const sum of [state.flow, ...this.#runs]) {
-      for (const name of Object.keys(counts) as (keyof Counts)[]) sum[name] += counts[name];
-    }
+    // Of two runs at a time the later one counts it, so that their sums are true.
+    for (const sum of [state.flow, ...[...this.#runs].slice(-1)]) add(sum, counts);
     if (state.backlog) state.backlog = Math.max(0, state.backlog - items.length);
   }
 
-  async #keepFailures(source: string, failed: Item[]): Promise<void> {
-    for (const { id, bson, json, failure } of failed) {
-      const letter = { id, ...failure, bson: Buffer.from(bson).toString("base64") };
-      const keep = (document: string) =>
-        this.#sql`
-          select pgpulse.keep_failures(${source}, ${
-          JSON.stringify([letter]).slice(0, -2) + document + "}]"
-        }::text::jsonb)`;
-      await keep(json && `,"document":${json}`).catch((error) => {
-        // PostgreSQL cannot make jsonb of it.
-        if (!/^(22|54)/.test(error.code)) throw error;
-        return keep("");
-      });
-    }
+  /** Keeps dead letters; also without one it says whether the claim is still held. */
+  async #keepFailures(source: string, claim: string, failed: Item[]): Promise<void> {
+    const keep = (letters: string[]) =>
+      this.#sql`
+        select pgpulse.hold_claim(${claim}, ${this.#options.worker}),
+          pgpulse.keep_failures(${source}, ${`[${letters}]`}::text::jsonb)`;
+    const letter = ({ id, bson, json, failure }: Item, whole = true) =>
+      JSON.stringify({ id, ...failure, bson: Buffer.from(bson).toString("base64") })
+        .replace(/}$/, () => whole && json ? `,"document":${json}}` : "}");
+    await keep(failed.map((item) => letter(item))).catch(async (error) => {
+      if (!/^(22|54)/.test(error.code)) throw error;
+      // PostgreSQL cannot make jsonb of one of them.
+      for (const item of failed) {
+        await keep([letter(item)]).catch((error) => {
+          if (!/^(22|54)/.test(error.code)) throw error;
+          return keep([letter(item, false)]);
+        });
+      }
+    });
   }
 
-  /** Marks documents; those that changed since they were read are put back. */
-  async #mark(source: string, items: Item[], status: "processed" | "failed"): Promise<void> {
-    if (!items.length) return;
+  /** Marks documents; those that changed since they were read are put back. Gives what is refused. */
+  async #mark(source: string, items: Item[], status: "processed" | "failed"): Promise<Item[]> {
+    if (!items.length) return [];
     if (performance.now() > this.#leased) {
       throw Object.assign(new Error("the lease of this worker lapsed"), { code: "55000" });
     }
     const collection = this.#collection(source);
     const _id = { $in: items.map(({ _id }) => _id) };
-    await collection.updateMany({ _id, status: "ingested" }, { $set: { status } });
-    const byId = new Map(items.map((item) => [item.id, item]));
-    const changed: Id[] = [];
+    const refused: Item[] = [];
+    try {
+      await collection.updateMany({ _id, status: "ingested" }, { $set: { status } });
+    } catch (error) {
+      if (!refuses(error)) throw error;
+      for (const item of items) {
+        try {
+          await collection.updateOne({ _id: item._id, status: "ingested" }, { $set: { status } });
+        } catch (error) {
+          if (!refuses(error)) throw error;
+          const reason = `MongoDB refuses to mark it: ${error.message}`;
+          console.error(`Leaves "${item.id}" of "${source}" alone: ${reason}`);
+          item.failure ??= { reason, field: null };
+          refused.push(item);
+        }
+      }
+    }
+    const byKey = new Map(items.map((item) => [item._id.key, item]));
+    const changed: RawId[] = [];
     const marked = await collection.find({ _id, status }, { raw: true, batchSize: items.length })
       .toArray();
     for (const now of marked as unknown as Uint8Array[]) {
       this.#encoder.scan(now);
-      const item = byId.get(this.#encoder.idText());
-      if (item && unchanged(item, now) === undefined) changed.push(item._id);
+      const _id = this.#encoder.rawId();
+      const item = byKey.get(_id.key);
+      // Without one: 17 was deleted, and is 17.0 now.
+      if (!item || unchanged(item, now) === undefined) changed.push(_id);
     }
     if (changed.length) await this.#putBack(source, changed);
+    return refused;
   }
 
   // --- what is to be seen ---
@@ -1436,14 +1564,20 @@ export class Worker implements Sync {
       for (const [source, state] of this.#sources) {
         try {
           await this.#look(source, state);
-          const { read, taken, replaced, same, failed } = state.flow;
-          await this.#sql`
-            select pgpulse.note_flow(
-              ${source}, ${this.#options.worker}, ${read}, ${taken}, ${replaced}, ${same}, ${failed},
-              ${state.backlog}, ${state.lag}
-            )`;
-          state.flow = none();
-        } catch { /* the loop tells of it */ }
+        } catch {
+          // The loop tells of it.
+          continue;
+        }
+        // One that is stuck falls silent: that is what the alert listens for.
+        if (this.#trouble) continue;
+        const { flow } = state;
+        state.flow = none();
+        const { read, taken, replaced, same, failed } = flow;
+        await this.#sql`
+          select pgpulse.note_flow(
+            ${source}, ${this.#options.worker}, ${read}, ${taken}, ${replaced}, ${same}, ${failed},
+            ${state.backlog}, ${state.lag}
+          )`.catch(() => add(state.flow, flow));
       }
       for (const run of this.#runs) await this.#save(run).catch(() => {});
     }
@@ -1477,43 +1611,58 @@ export class Worker implements Sync {
 }
 
 /**
- * Takes dead letters again. Those that MongoDB still has are put back there: `back`; the others are
- * taken from what was kept of them.
+ * Takes dead letters again. Those that MongoDB still has are put back there: `back`, or `left` alone
+ * where their status says that others have seen to them; the rest is taken from what was kept.
  */
 export async function replay(
   sql: postgres.Sql,
   sync: Worker | undefined,
   { source, id, reason }: { source?: string[]; id?: string; reason?: string },
-): Promise<Counts & { back: number }> {
-  const counts = { ...none(), back: 0 };
+): Promise<Counts & { back: number; left: number }> {
+  const counts = { ...none(), back: 0, left: 0 };
   const encoder = new Encoder();
-  const letters = sql<
-    { source: string; source_id: string; document: string | null; bson: Uint8Array | null }[]
-  >`
-    select source, source_id, document::text as document, bson
-    from public.reading_failures
-    where (${source ?? null}::text[] is null or source = any (${source ?? null}::text[]))
-      and (${id ?? null}::text is null or source_id = ${id ?? null})
-      and (${reason ?? null}::text is null or strpos(reason, ${reason ?? null}) > 0)
-    order by source, source_id`;
-  for await (const page of letters.cursor(100)) {
-    for (const letter of page) {
-      if (await sync?.putBackFailed(letter.source, letter.source_id, letter.bson)) {
-        counts.back++;
-        continue;
+  let [after, afterId] = ["", ""];
+  for (;;) {
+    const page = await sql<{ source: string; source_id: string }[]>`
+      select source, source_id
+      from public.reading_failures
+      where (${source ?? null}::text[] is null or source = any (${source ?? null}::text[]))
+        and (${id ?? null}::text is null or source_id = ${id ?? null})
+        and (${reason ?? null}::text is null or strpos(reason, ${reason ?? null}) > 0)
+        and (source, source_id) > (${after}, ${afterId})
+      order by source, source_id
+      limit 1000`;
+    if (!page.length) return counts;
+    for ({ source: after, source_id: afterId } of page) {
+      const [letter] = await sql<
+        { failed: string; document: string | null; bson: Uint8Array | null }[]
+      >`
+        select failed::text as failed, document::text as document, bson
+        from public.reading_failures
+        where source = ${after} and source_id = ${afterId}`;
+      // Others have taken it just now.
+      if (!letter) continue;
+      try {
+        const there = letter.bson && await sync?.putBackFailed(after, letter.bson);
+        if (there) {
+          counts[there]++;
+          continue;
+        }
+        counts.read++;
+        const json = letter.document ?? encoder.json(letter.bson ?? new Uint8Array());
+        const [{ done }] = await sql`
+          select pgpulse.take_letter(${after}, ${afterId}, ${letter.failed}::text::timestamptz, ${json}) as done`;
+        if (!done) counts.left++;
+        for (const name of ["taken", "replaced", "same"] as const) {
+          counts[name] += done?.[name] ?? 0;
+        }
+        counts.failed += done?.failed.length ?? 0;
+      } catch (error) {
+        if (!(error instanceof Unreadable)) throw error;
+        counts.failed++;
       }
-      counts.read++;
-      const json = letter.document ?? (letter.bson && encoder.json(letter.bson));
-      if (!json) continue;
-      const [{ done }] = await sql`
-        select pgpulse.take_readings(
-          ${letter.source}, ${[letter.source_id]}, ${json}, now(), true
-        ) as done`;
-      for (const name of ["taken", "replaced", "same"] as const) counts[name] += done[name];
-      counts.failed += done.failed.length;
     }
   }
-  return counts;
 }
 
 // --- serve ---
@@ -1934,7 +2083,9 @@ async function* pieces(
           $1, $2::timestamptz, $3::timestamptz, $4::text::jsonb, $5::timestamptz, $6, $7, $8::int + 1
         )
       ), line as materialized (
-        select n, time, source, source_id, (select ${LINE[type]} from (select ${READING}) as r) as text
+        select n, time, source, source_id, (select ${
+        LINE[type]
+      } from (select ${READING}) as r) as text
         from page
         where n <= $8::int and (n = 1 or stored <= ${PAGE_BYTES})
       ), kept as (
@@ -2383,7 +2534,11 @@ export function api(options: ServeOptions, sql: postgres.Sql, sync: Sync | undef
     });
     const ended = await Promise.race([all, patience]);
     clearTimeout(timer);
-    if (ended?.error) throw new Problem(503, `Cannot sync: ${ended.error}`, { run: ended });
+    if (ended?.error) {
+      throw new Problem(503, `Cannot sync: ${ended.error.replace(/^Cannot sync: /, "")}`, {
+        run: ended,
+      });
+    }
     if (ended) return c.json(ended);
     all.catch(() => {});
     const run = await Promise.race([begun, all]);
@@ -2733,9 +2888,10 @@ export async function serve(
       };
       read();
       outgoing.once("finish", () => clearTimeout(silence));
-      if (whole && whole.length <= 2 ** 16) outgoing.end(whole);
+      const pieces = stream || whole!.length > 2 ** 16 && ReadableStream.from(parts(whole!));
+      if (!pieces) outgoing.end(whole);
       else {
-        await pipeline(stream || parts(whole!), async function* (pieces) {
+        await pipeline(pieces, async function* (pieces) {
           for await (const piece of pieces) {
             read();
             yield piece;
@@ -2929,7 +3085,7 @@ async function main(args: string[]): Promise<number> {
   let sync: Worker | undefined;
   // The batch in hand is finished, but holds up the end no longer than this.
   const late = new Promise<number>((done) =>
-    stop.signal.addEventListener("abort", () => setTimeout(() => done(130), 4_500))
+    stop.signal.addEventListener("abort", () => setTimeout(() => done(130), 3_500))
   );
   const work = async () => {
     if (command === "replay") {
@@ -2938,12 +3094,15 @@ async function main(args: string[]): Promise<number> {
         select distinct source from public.reading_failures`).map(({ source }) => source);
       const there = named.filter((one) => one.includes("."));
       if (there.length) sync = worker({ ...flags, source: there }, sql, stop.signal);
-      const { back, ...counts } = await replay(sql, sync, { source, id, reason });
+      const { back, left, ...counts } = await replay(sql, sync, { source, id, reason });
       if (back) console.log(`${number(back)} put back to "ingested" in MongoDB`);
+      if (left) {
+        console.log(`${number(left)} left alone: they are another's, or have another status`);
+      }
       if (counts.read) {
         console.log(`Of those no longer in MongoDB, or without it: ${counted(counts)}`);
       }
-      if (!back && !counts.read) console.log("There is no such failed reading");
+      if (!back && !left && !counts.read) console.log("There is no such failed reading");
       return back ? await runOnce(sync!, "replay", stop.signal) : counts.failed ? 1 : 0;
     }
     sync = worker(flags, sql, stop.signal);
@@ -2973,6 +3132,7 @@ async function main(args: string[]): Promise<number> {
   try {
     return await Promise.race([work(), late]);
   } catch (error) {
+    if (error instanceof MongoError) throw new Error(explainMongo(error, sync?.client));
     if (!(error instanceof Error && "code" in error)) throw error;
     throw new Error(explain(error, sql));
   } finally {

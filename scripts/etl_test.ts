@@ -1,10 +1,11 @@
 // The sync: documents of MongoDB in PostgreSQL, each exactly once, whatever happens on the way.
 
 import { deepStrictEqual, doesNotMatch, match, ok, strictEqual, throws } from "node:assert";
+import { Buffer } from "node:buffer";
 import postgres from "npm:postgres@3.4.9";
 import fc from "npm:fast-check@4.10.2";
 import { BSON, MongoClient } from "npm:mongodb@7.9.0";
-import { Encoder, Unreadable } from "./etl.ts";
+import { Encoder, RawId, Unreadable } from "./etl.ts";
 import {
   type Background,
   background,
@@ -205,11 +206,14 @@ Deno.test("each _id has a text of its own", () => {
     [new ObjectId("65f000000000000000000001"), "65f000000000000000000001"],
     ["65f000000000000000000001", '"65f000000000000000000001"'],
     ["device-7/2026", "device-7/2026"],
-    ["", ""],
+    ["", '""'],
+    ["sha256:abcd", "sha256:abcd"],
     [17, "17"],
     ["17", '"17"'],
     ["true", '"true"'],
     [true, "true"],
+    [new Double(2 ** 60), "1152921504606846976"],
+    [Long.fromString("1152921504606847000"), "1152921504606847000"],
     ['"17"', String.raw`"\"17\""`],
     ["a\nb", String.raw`"a\nb"`],
     ["a\0b", '{"$string":"YQBi"}'],
@@ -223,6 +227,30 @@ Deno.test("each _id has a text of its own", () => {
     strictEqual(encoder.idText(), expected);
   }
   strictEqual(new Set(ids.map(([, expected]) => expected)).size, ids.length);
+  // MongoDB holds these for one.
+  for (const _id of [new Int32(17), new Double(17), Long.fromNumber(17)]) {
+    encoder.json(serialize({ _id }));
+    strictEqual(encoder.idText(), "17");
+  }
+});
+
+Deno.test("an _id goes to MongoDB as the bytes that it is", () => {
+  const keyOf = (bson: Uint8Array) => {
+    encoder.scan(bson);
+    return encoder.rawId().key;
+  };
+  fc.assert(fc.property(value, (_id) => {
+    const raw = RawId.of(keyOf(serialize({ before: 1, _id, behind: 2 })));
+    const filter = (id: Any) => serialize({ _id: { $gt: id, $nin: [id, 7, id] }, status: "a" });
+    deepStrictEqual(filter(raw), filter(_id));
+  }));
+  // What objects would put in another order.
+  const odd = serialize(new Map([["_id", new Map<string, Any>([["sensor", "a"], ["7", 2]])]]));
+  deepStrictEqual(serialize({ _id: RawId.of(keyOf(odd)) }), odd);
+  // Others' strings are nobody's business, though they be no UTF-8.
+  const latin = serialize({ _id: "x", name: "M?ller" });
+  latin[latin.indexOf("?".charCodeAt(0))] = 0xfc;
+  deepStrictEqual(serialize({ _id: RawId.of(keyOf(latin)) }), serialize({ _id: "x" }));
 });
 
 // --- the sync ------------------------------------------------------------------------------------
@@ -441,6 +469,139 @@ Deno.test("a document that others change meanwhile is taken as they leave it", a
   strictEqual((await sql`select 1 from reading_analytics`).length, 30);
 });
 
+Deno.test("one document that cannot be taken or marked stops no other", async () => {
+  await using all = await sides();
+  const { sql, mongo } = all;
+  put(
+    mongo,
+    reading(1, { _id: "" }),
+    reading(3, { _id: { a: 1, b: 2 } }),
+    reading(4, { _id: "refused" }),
+    ...Array.from({ length: 20 }, (_, i) => reading(i)),
+  );
+  for (const { bson } of mongo.collection("readings").docs.values()) {
+    const twice = Buffer.from(bson).indexOf("\x10b\0\x02");
+    if (twice > 0) bson[twice + 1] = "a".charCodeAt(0);
+  }
+  mongo.before = (command, body) =>
+    command === "update" && JSON.stringify(body.updates).includes("refused")
+      ? MongoStandIn.fault(121, "DocumentValidationFailure")
+      : undefined;
+  const { code, said } = await all.run("sync", "--once");
+  strictEqual(code, 0, said);
+  match(said, /Leaves "refused" of "testdb\.readings" alone: MongoDB refuses to mark it/);
+  const letters = await sql`
+    select source_id, reason from reading_failures order by reason collate "C"`;
+  deepStrictEqual(letters.map(({ reason }) => reason), [
+    "MongoDB refuses to mark it: DocumentValidationFailure",
+    "_id has a name that is there twice",
+  ]);
+  match(letters[1].source_id, /^\{"\$sha256":"[0-9a-f]{64}"\}$/);
+  const rows = await sql`
+    select source_id from reading_analytics where length(source_id) < 20 order by 1`;
+  deepStrictEqual(rows.map(({ source_id }) => source_id), ['""', "refused"]);
+  strictEqual(all.statuses().processed, 21);
+});
+
+Deno.test("what a dead worker had marked comes again, whatever its _id is", async () => {
+  await using all = await sides();
+  const { sql, mongo } = all;
+  const ids = [
+    new ObjectId(),
+    Long.fromString("9007199254740993"),
+    "sha256:abcd",
+    "x".repeat(2000),
+  ];
+  for (const _id of [...ids, { sensor: "a", "7": 2 }]) {
+    const document = reading(1, { _id, status: "processed" });
+    put(mongo, document);
+    encoder.scan(serialize(document));
+    await sql`
+      insert into pgpulse.reading_claims (source, worker, ids)
+      values ('testdb.readings', 'dead', ${[encoder.rawId().key]})`;
+  }
+  const { code, said } = await all.run("sync", "--once");
+  strictEqual(code, 0, said);
+  match(said, /5 read: 4 new, 0 replaced, 0 there before, 1 failed/);
+  deepStrictEqual(all.statuses(), { processed: 4, failed: 1 });
+});
+
+Deno.test("17 that is deleted and put again as 17.0 meanwhile is taken as 17.0", async () => {
+  await using all = await sides();
+  const { sql, mongo } = all;
+  put(mongo, reading(1, { _id: new Int32(17), value: 1 }));
+  let turn = 0;
+  mongo.before = (command, body) => {
+    if (command !== "update" || !body.updates[0].q._id.$in?.length || turn++) return;
+    const own = mongo.collection("readings");
+    for (const stored of own.docs.values()) own.delete(stored);
+    put(mongo, reading(1, { _id: new Double(17), value: 2 }));
+  };
+  strictEqual((await all.run("sync", "--once")).code, 0);
+  deepStrictEqual(
+    [...await sql`select source_id, value from reading_analytics`],
+    [{ source_id: "17", value: 2 }],
+  );
+  deepStrictEqual(all.statuses(), { processed: 1 });
+});
+
+Deno.test("replay takes no old letter over what came since, and none stops the others", async () => {
+  await using all = await sides();
+  const { sql, mongo } = all;
+  const twice = Buffer.from(serialize({ _id: "b", key1: 1, key2: 2 }));
+  twice[twice.indexOf("key2") + 3] = "1".charCodeAt(0);
+  for (const [id, bson] of [["b", twice], ["c", null], ["d", null]] as const) {
+    await sql`
+      insert into reading_failures (source, source_id, reason, document, bson)
+      values ('testdb.readings', ${id}, 'bad', ${bson ? null : sql.json({ value: 1 })}, ${
+      bson ?? Buffer.from(serialize({ _id: id, value: 1 }))
+    })`;
+  }
+  put(mongo, reading(1, { _id: "c", status: "processed", value: 2 }));
+  const { code, said } = await all.run("replay");
+  strictEqual(code, 1);
+  match(said, /^1 left alone: they are another's, or have another status\n.*1 new.* 1 failed$/);
+  const rows = await sql`select source_id from reading_analytics`;
+  deepStrictEqual(rows.map(({ source_id }) => source_id), ["d"]);
+  mongo.stop();
+  match((await all.run("replay")).said, /^Cannot use MongoDB at .*nothing listens there/);
+});
+
+Deno.test("a session of PostgreSQL that ends while MongoDB is asked is no more than a trouble", async () => {
+  await using all = await sides();
+  const { sql, mongo } = all;
+  put(mongo, reading(1));
+  let ended = 0;
+  mongo.before = async (command) => {
+    if (command !== "find" || ended) return;
+    ended = (await sql`
+      select pg_terminate_backend(pid) from pg_stat_activity
+      where application_name = 'pgpulse etl' and datname = current_database()`).length;
+    await new Promise((done) => setTimeout(done, 300));
+  };
+  const { code, said } = await all.run("sync", "--once");
+  deepStrictEqual([code, ended > 0], [0, true], said);
+  deepStrictEqual(all.statuses(), { processed: 1 });
+});
+
+Deno.test("several collections of a replica set share it; the flow counts each document", async () => {
+  await using all = await sides({ replicaSet: true });
+  const { sql, mongo } = all;
+  const names = Array.from({ length: 8 }, (_, i) => `readings${i}`);
+  const flags = names.flatMap((name) => ["--collection", name]);
+  await using _ = await all.etl("sync", "--batch", "20", ...flags);
+  await until("it watches", () => mongo.commands.get("aggregate")! >= 8);
+  for (let seq = 0; seq < 3000; seq++) {
+    mongo.collection(names[seq % 8]).put(reading(seq));
+    if (seq % 20 === 0) await new Promise((done) => setTimeout(done, 40));
+  }
+  await until("the flow has all of them", async () => {
+    const [{ read }] = await sql`select coalesce(sum(read), 0)::int as read from reading_flow`;
+    ok(read <= 3000);
+    return read === 3000;
+  }, 20_000);
+});
+
 Deno.test("a user that may not write is told so once, and nothing is taken", async () => {
   await using all = await sides();
   put(all.mongo, reading(1));
@@ -517,11 +678,21 @@ Deno.test("kill -9 of three workers at random moments: every document once", asy
   const workers = new Set<Background>();
   const start = async () => void workers.add(await all.etl("sync", "--batch", "50"));
   await Promise.all([start(), start(), start()]);
-  let seq = 0;
+  const documents: Any[] = [];
   for (let crash = 0; crash < 12; crash++) {
-    const most = Math.min(total, seq + total / 12);
-    while (seq < most) put(mongo, reading(seq++));
-    await new Promise((done) => setTimeout(done, 100 + some() * 900));
+    const most = Math.min(total, documents.length + total / 12);
+    while (documents.length < most) {
+      documents.push(reading(documents.length));
+      put(mongo, documents.at(-1));
+    }
+    // Applications change documents all the time, also those in hand.
+    for (let left = 100 + some() * 900; left > 0; left -= 20) {
+      for (let n = 0; n < 10; n++) {
+        const seq = Math.floor(some() * documents.length);
+        put(mongo, documents[seq] = { ...documents[seq], value: new Double(Math.random()) });
+      }
+      await new Promise((done) => setTimeout(done, 20));
+    }
     const [victim] = [...workers].sort(() => some() - 0.5);
     workers.delete(victim);
     await victim.end("SIGKILL");
@@ -545,6 +716,12 @@ Deno.test("kill -9 of three workers at random moments: every document once", asy
     failures: 0,
   });
   deepStrictEqual(all.statuses(), { processed: total });
+  const rows = await sql`
+    select source_id, value from reading_analytics order by (payload ->> 'seq')::int`;
+  deepStrictEqual(
+    rows.map(({ source_id, value }) => [source_id, value]),
+    documents.map(({ _id, value }) => [String(_id), value.value]),
+  );
 });
 
 Deno.test("change streams wake it where the server has them", async () => {
@@ -669,4 +846,37 @@ Deno.test({
       await readings.drop();
     }
   },
+});
+
+Deno.test("who joins a sync over HTTP gets that run, and nothing is missed", async () => {
+  await using all = await sides();
+  const { mongo } = all;
+  await using api = await all.etl("serve", "--port", "0", "--rate", "0");
+  const [url] = /http:\S+/.exec(await api.said(/^Serves readings/, 30_000))!;
+  const begin = async (query = "") => {
+    const response = await fetch(`${url}api/sync/reading${query}`, { method: "POST" });
+    const { id, ended } = await response.json();
+    return { status: response.status, id, ended };
+  };
+  mongo.slow = 5;
+  let last = 0;
+  for (let i = 0; i < 2; i++) {
+    put(mongo, ...Array.from({ length: 100 }, (_, seq) => reading(seq)));
+    const both = await Promise.all([begin("?wait=false"), begin("?wait=false")]);
+    const [{ id }] = both;
+    deepStrictEqual(both, Array(2).fill({ status: 202, id, ended: null }));
+    ok(id > last);
+    last = id;
+    await begin();
+  }
+  // Whatever was there before a call is taken when it returns.
+  await Promise.all([0, 1, 2].map(async (lane) => {
+    for (let i = 0; i < 8; i++) {
+      const document = reading(lane);
+      put(mongo, document);
+      strictEqual((await begin()).status, 200);
+      const stored = mongo.collection("readings").docs.get(String(document._id));
+      strictEqual(stored?.status, "processed");
+    }
+  }));
 });

@@ -56,8 +56,9 @@ begin
             to server;
         grant select, insert, update on public.sync_runs to server;
         grant execute on function
-            pgpulse.take_readings, pgpulse.keep_failures, pgpulse.claimed_readings, pgpulse.claim_readings,
-            pgpulse.release_readings, pgpulse.recover_readings, pgpulse.note_flow
+            pgpulse.take_readings, pgpulse.take_letter, pgpulse.keep_failures, pgpulse.hold_claim,
+            pgpulse.claimed_readings, pgpulse.claim_readings, pgpulse.release_readings,
+            pgpulse.recover_readings, pgpulse.note_flow
             to server;
         grant select on pgpulse.rollups to server;
         grant select on all tables in schema rollup to server;

@@ -411,6 +411,26 @@ as $$
     )
 $$;
 
+create or replace function pgpulse.hold_claim(claim bigint, worker text) returns void
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    perform from pgpulse.reading_claims c
+    where c.id = hold_claim.claim and c.worker = hold_claim.worker
+    for share;
+    if not found then
+        raise exception 'Cannot take readings: claim % is no more that of worker "%"', claim, worker
+            using errcode = 'object_not_in_prerequisite_state',
+                hint = 'Its lease has lapsed, and another worker has taken over: drop the batch';
+    end if;
+end
+$$;
+
+comment on function pgpulse.hold_claim is
+    'Makes sure that a worker still has a claim, until the transaction ends; refused (55000) otherwise.';
+
 create or replace function pgpulse.take_readings(
     source text,
     ids text[],
@@ -451,16 +471,7 @@ begin
                 hint = 'Each needs an id of 1 to 1024 bytes and one line of JSON; the source has 255 bytes at most';
     end if;
     if claim is not null then
-        perform from pgpulse.reading_claims c
-        where c.id = take_readings.claim
-            and c.worker = take_readings.worker
-            and c.source = take_readings.source
-        for share;
-        if not found then
-            raise exception 'Cannot take readings: claim % is no more that of worker "%"', claim, worker
-                using errcode = 'object_not_in_prerequisite_state',
-                    hint = 'Its lease has lapsed, and another worker has taken over: drop the batch';
-        end if;
+        perform pgpulse.hold_claim(claim, worker);
     end if;
     -- In one order for everybody; of an id that is repeated, the last.
     select array_agg(u.id order by u.id collate "C"), array_agg(u.line order by u.id collate "C")
@@ -542,8 +553,35 @@ comment on function pgpulse.take_readings is
     '"replaced", "same": those that were there, "failed": [{"id", "reason", "field"}]}; an earlier row of its id '
     'stays. keep: those become dead letters too. claim, worker: refused (55000) unless that worker still has it.';
 
+create or replace function pgpulse.take_letter(
+    source text,
+    id text,
+    failed timestamptz,
+    payload text
+) returns jsonb
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    perform from public.reading_failures f
+    where f.source = take_letter.source and f.source_id = take_letter.id and f.failed = take_letter.failed
+    for update;
+    return case when found then
+        pgpulse.take_readings(source, array[id], payload, clock_timestamp(), keep => true)
+    end;
+exception when deadlock_detected then
+    -- By somebody who takes this id just now.
+    return null;
+end
+$$;
+
+comment on function pgpulse.take_letter is
+    'Takes what was kept of a dead letter, as take_readings does; null where it is not as it was at failed: '
+    'then somebody else has taken its document, or failed to.';
+
 revoke execute on function
-    pgpulse.put_readings, pgpulse.keep_failures, pgpulse.take_readings
+    pgpulse.put_readings, pgpulse.keep_failures, pgpulse.hold_claim, pgpulse.take_readings, pgpulse.take_letter
     from public;
 
 -- --- reading them --------------------------------------------------------------------------------
@@ -835,6 +873,8 @@ begin
         and not exists (
             select from pgpulse.leases l where l.lease = 'etl/' || r.worker and l.until > clock_timestamp()
         );
+    -- Workers have a name of their own at each start.
+    delete from pgpulse.leases where lease like 'etl/%' and until < now() - interval '1 day';
     detail := case when keys + others > 0
         then format('%s keys of readings and %s moments of their flow deleted', keys, others) end;
     more := keys = 20000 or others = 20000;
@@ -869,9 +909,10 @@ begin
     end if;
     if (select relkind from pg_class where oid = 'public.reading_analytics'::regclass) = 'r'
         and not pgpulse.is_hypertable('public.reading_analytics') then
-        -- Never packed: a document that comes again replaces its row.
+        -- Never packed: a document that comes again replaces its row. Kept for ever: MongoDB says of them
+        -- that they are processed, and a backfill brings old ones; the same call with keep drops them.
         perform pgpulse.add_storage(
-            'public.reading_analytics', 'time', keys => '{source}', pack_after => null, keep => '1 year'
+            'public.reading_analytics', 'time', keys => '{source}', pack_after => null, keep => null
         );
     end if;
 end

@@ -136,6 +136,7 @@ create table pgpulse.reading_claims (
     id bigint generated always as identity primary key,
     source text not null,
     worker text not null,
+    -- as the sync writes them: each _id as hexadecimal digits of its BSON
     ids text[] not null,
     claimed timestamptz not null default clock_timestamp()
 );

@@ -32,12 +32,28 @@ begin
     assert pg_temp.refusal(format(
         $q$select pgpulse.take_readings('test', '{1}', '{}', claim => %s, worker => 'a')$q$, mine.claim
     )) like 'Cannot take readings: claim % is no more that of worker "a"';
+    assert pg_temp.refusal(format('select pgpulse.hold_claim(%s, %L)', mine.claim, 'a'))
+        like 'Cannot take readings: claim % is no more that of worker "a"';
+    perform pgpulse.hold_claim(mine.claim, 'b');
     assert pgpulse.release_readings(mine.claim, 'a') is null;
     assert pgpulse.release_readings(mine.claim, 'b');
     assert (select c.ids = '{1,2}' from pgpulse.claim_readings('test', 'a', '{1,2,4}') as c);
 
     -- b starts anew under its name
     assert (select count(*) = 2 from pgpulse.recover_readings('b', own => true) as r where r.ids in ('{4}', '{1}'));
+end
+$$;
+
+-- A letter is taken unless it is another one by now.
+do $$
+declare
+    failed timestamptz;
+begin
+    perform pgpulse.keep_failures('test', '[{"id": "x", "reason": "bad"}]');
+    select f.failed into failed from public.reading_failures f where f.source_id = 'x';
+    assert pgpulse.take_letter('test', 'x', failed - interval '1 second', '{"value": 1}') is null;
+    assert pgpulse.take_letter('test', 'x', failed, '{"value": 1}') ->> 'taken' = '1';
+    assert pgpulse.take_letter('test', 'x', failed, '{"value": 2}') is null;
 end
 $$;
 

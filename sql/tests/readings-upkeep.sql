@@ -5,6 +5,13 @@ do $$
 declare
     said record;
 begin
+    -- They are kept for ever, unless told.
+    perform pgpulse.take_readings('test', '{ancient}', '{"time": "2000-01-01"}');
+    delete from rows.reading_analytics where source_id = 'ancient';
+    select * into said from pgpulse.upkeep_readings();
+    assert exists (select from public.reading_keys where source_id = 'ancient');
+    delete from public.reading_keys;
+    update pgpulse.storage set keep = '1 year' where source = 'public.reading_analytics'::regclass;
     perform pgpulse.take_readings(
         'test', '{old,kept,new}', E'{"time": "2001-01-01"}\n{"time": "2001-06-01"}\n{"value": 1}'
     );
@@ -31,10 +38,13 @@ begin
     insert into public.sync_runs (worker, trigger, started) values
         ('gone', 'once', now() - interval '1 hour'), ('here', 'once', now() - interval '1 hour');
     assert pgpulse.hold_lease('etl/here', 'x', 60);
+    insert into pgpulse.leases (lease, holder, until) values
+        ('etl/old', 'x', now() - interval '2 days'), ('etl/late', 'x', now() - interval '2 hours');
     select * into said from pgpulse.upkeep_readings();
     assert not exists (select from public.reading_flow);
     assert (select array_agg(worker) = '{here}' from public.sync_runs where ended is null);
     assert (select error = 'Its worker has gone' from public.sync_runs where worker = 'gone');
+    assert (select array_agg(lease order by lease) = '{etl/here,etl/late}' from pgpulse.leases where lease like 'etl/%');
 end
 $$;
 
