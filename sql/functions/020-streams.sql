@@ -152,6 +152,8 @@ begin
             using hint = 'Open panels break when a channel''s fields change: give the new view another '
                 || 'name, or pgpulse.drop_stream it first and reload the panels';
     end if;
+    -- One at a time: each looks which tables the streams of the others need watched.
+    lock table pgpulse.streams in share row exclusive mode;
     insert into pgpulse.streams as s
         (stream, stream_id, rows, history, step, beat, split, slow, columns)
     values (
@@ -228,6 +230,8 @@ create or replace function pgpulse.drop_stream(stream text) returns void
 language plpgsql
 as $$
 begin
+    -- One at a time: each looks which tables the streams of the others need watched.
+    lock table pgpulse.streams in share row exclusive mode;
     delete from pgpulse.streams s where s.stream = drop_stream.stream;
     if not found then
         raise exception 'Cannot drop stream "%": there is none of that name', stream
