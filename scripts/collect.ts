@@ -2037,7 +2037,8 @@ export class Delivery {
       };
       this.#wake = end;
       signal.addEventListener("abort", end);
-      if (this.spool.fresh.length) end();
+      // The abort may be past: its event comes once.
+      if (this.spool.fresh.length || signal.aborted) end();
     });
   }
 
