@@ -124,7 +124,8 @@ begin
         'downtime',
         'hosts',
         'system_metrics',
-        'postgresql_metrics'
+        'postgresql_metrics',
+        'postgresql_instances'
     ] loop
         if to_regclass('public.' || name) is null then
             continue;

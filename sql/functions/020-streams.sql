@@ -328,6 +328,8 @@ where exists (
     from live.%2$I v
     where v.%1$I = found.value
         and v.%3$I > now() - %5$L::interval
+    -- looked up for each value: as a join it would read all those rows
+    offset 0
 )
 order by value$q$,
             s.split, stream, t, first, coalesce(s.history, interval '1 day')
@@ -630,8 +632,11 @@ begin
     from pgpulse.streams s
     where s.stream = any (streams)
         and s.split is not null
-        -- whoever reads may call this
-        and (select count(*) from pgpulse.watches) < 10000
+        -- whoever reads may call this: where it is much, only values that are there
+        and (
+            (select count(*) from pgpulse.watches known where known.stream = s.stream) < 1000
+            or watch_stream.value in (select pgpulse.split_values(s.stream))
+        )
     order by s.stream
     on conflict on constraint watches_pkey do update set until = excluded.until
     where w.until < clock_timestamp() + interval '1 minute';
