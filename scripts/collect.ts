@@ -13,6 +13,7 @@
  * the database has taken is cut off; whatever else happens, it is sent again, which the key
  * (host, time) makes harmless. So there are no positions to keep, and nothing to repair.
  */
+import { X509Certificate } from "node:crypto";
 import { statfs } from "node:fs/promises";
 import { loadavg, uptime } from "node:os";
 import { dirname, join } from "node:path";
@@ -209,6 +210,18 @@ export function explain(error: unknown, sql?: postgres.Sql): string {
 // --- end of explain ---
 
 // --- small tools -------------------------------------------------------------------------------
+
+/** What explain() says, for those who have no checkout, and their address where `source` says. */
+function told(error: unknown, sql: postgres.Sql | undefined, source?: string): string {
+  const { code, message, hint } = error as { code?: string; message?: string; hint?: string };
+  let text = explain(error, sql).replace("start it (deno task dev) or set", "start it or correct");
+  // What the server says itself is nearer: which role there is not, which line of pg_hba.conf.
+  if (code === "28000") text = text.replace(/: (".*? may not log in this way)/, `: ${message}; $1`);
+  if (hint) {
+    text = text.replace(/; log in as the right role or run deno task migrate$/, `; ${hint}`);
+  }
+  return source ? text.replace(/DATABASE_URL( or DB_PASSWORD)?/, source) : text;
+}
 
 /** Says each trouble once, and once that it is over. */
 export class Troubles {
@@ -1603,9 +1616,7 @@ export function postgresqlSampler(address: string, troubles = new Troubles()): {
         troubles.over(`postgres ${instance}`, `Watches "${instance}" again`);
         return { instance, metrics };
       } catch (error) {
-        const cause = explain(error, sql).replace(/^Cannot use .*?: /, "")
-          .replace(" (deno task dev) or set DATABASE_URL", "")
-          .replace(/DATABASE_URL( or DB_PASSWORD)?/, "the URL of --postgres");
+        const cause = told(error, sql, "the URL of --postgres").replace(/^Cannot use .*?: /, "");
         troubles.say(`postgres ${instance}`, `Cannot watch "${instance}": ${cause}`);
         // A server that is away is not asked every second, and not by all at once when it is back.
         again = performance.now() +
@@ -2118,6 +2129,8 @@ export class Delivery {
     readonly troubles: Troubles,
     readonly open: () => postgres.Sql,
     readonly pauses = { first: 500, away: 5_000, refused: 30_000 },
+    /** Where the address stands, unless that is the environment. */
+    readonly source?: string,
   ) {}
 
   /** There is something new. */
@@ -2165,7 +2178,7 @@ export class Delivery {
     this.troubles.say(
       "database",
       `${
-        code ? explain(error, sql) : reason(error)
+        code ? told(error, sql, this.source) : reason(error)
       }; samples wait in the spool, and it is tried again`,
     );
     // A new connection next time: the password, the address or the server may be another.
@@ -2188,7 +2201,10 @@ export class Delivery {
           this.spool.giveBack(batch, held ? HELD_MS : 0);
           if (!held) throw error;
           // It takes others: these may be of a host that is bound to another role by now.
-          this.troubles.say("held", `${explain(error, this.#sql)}; older samples are kept`);
+          this.troubles.say(
+            "held",
+            `${told(error, this.#sql, this.source)}; older samples are kept`,
+          );
         }
         if (!helper) await this.#fresh();
       }
@@ -2480,15 +2496,20 @@ function needRoot(what: string): void {
   }
 }
 
+/** What keeps the service from running this deno: it sees no homes, and none of /tmp. */
+function unreadable(): string | undefined {
+  const deno = Deno.realPathSync(Deno.execPath());
+  if (Deno.build.os === "linux" && /^\/(root|home|run|tmp)\//.test(deno)) {
+    return `Cannot install the service: it may not read "${deno}"; type ` +
+      `"sudo cp ${deno} /usr/local/bin/deno", and then /usr/local/bin/deno run -A ...`;
+  }
+}
+
 async function install(wanted: Service): Promise<void> {
   needRoot("install");
   const deno = Deno.realPathSync(Deno.execPath());
-  if (Deno.build.os === "linux" && /^\/(root|home|run|tmp)\//.test(deno)) {
-    throw new Error(
-      `Cannot install the service: it may not read "${deno}"; type ` +
-        `"sudo cp ${deno} /usr/local/bin/deno", and then /usr/local/bin/deno run -A ...`,
-    );
-  }
+  const hindrance = unreadable();
+  if (hindrance) throw new Error(hindrance);
   const write = (path: string, text: string, mode: number) => {
     Deno.mkdirSync(dirname(path), { recursive: true });
     Deno.writeTextFileSync(path, text, { mode });
@@ -2697,9 +2718,13 @@ async function main(args: string[]): Promise<number> {
   const ca = values.ca ?? root;
   if (ca) {
     try {
-      Deno.readTextFileSync(ca);
+      new X509Certificate(Deno.readTextFileSync(ca));
     } catch (error) {
-      throw new Error(`Cannot read the CA file "${ca}": ${reason(error)}`);
+      const cause =
+        error instanceof Deno.errors.NotFound || error instanceof Deno.errors.PermissionDenied
+          ? reason(error)
+          : "it is no certificate; give one in PEM form";
+      throw new Error(`Cannot read the CA file "${ca}": ${cause}`);
     }
   }
   if (values.install) {
@@ -2731,6 +2756,8 @@ async function main(args: string[]): Promise<number> {
     else {
       for (const name of Object.keys(secrets)) console.log(`# ${SECRETS}/${name} (0600)`);
       console.log(`# ${HOME}/collect.ts\n# ${wanted.path}\n${wanted.text}`);
+      const hindrance = unreadable();
+      if (hindrance) console.error(hindrance);
     }
     return 0;
   }
@@ -2785,7 +2812,13 @@ async function main(args: string[]): Promise<number> {
   });
 
   const spool = new Spool(values.spool ?? spoolFolder(), troubles, limits);
-  const delivery = new Delivery(spool, troubles, open);
+  const delivery = new Delivery(
+    spool,
+    troubles,
+    open,
+    undefined,
+    urlFile && `the URL file "${urlFile}"`,
+  );
   const [at, steady] = [Date.now(), performance.now()];
   const state: State = { interval, samples: 0, at, steady, spool, delivery, troubles };
   const os = osName();
@@ -2845,7 +2878,9 @@ async function main(args: string[]): Promise<number> {
     console.log(
       `Samples "${host}" every ${values.interval} into database "${database}" at "${at}:${port}"; ` +
         `the spool is "${spool.dir}"` +
-        (spool.records ? `, ${spool.records} samples wait in it` : ""),
+        (spool.records
+          ? `, ${spool.records} ${spool.records === 1 ? "sample waits" : "samples wait"} in it`
+          : ""),
     );
   }
   if (port) serve(port, state, stop.signal);

@@ -1099,7 +1099,7 @@ Deno.test("delivery to the function of the database", async (t) => {
       strictEqual(troubles.heard.length, 1, `${troubles.heard}`);
       match(
         troubles.heard[0],
-        /"old": it is bound to role "server"; log in as the right role.*older samples are kept/,
+        /"old": it is bound to role "server"; The owner.*bind_host\(host, role\).*samples are kept/,
       );
       spool.close();
       ok(Deno.readTextFileSync(join(dir.path, "1-1.spool")).includes(old));
@@ -1355,9 +1355,23 @@ Deno.test("--install --print: a service that hides its passwords", async () => {
   match(linux.text, /^ExecStart=.* --scrape=\$\{CREDENTIALS_DIRECTORY\}\/scrape1$/m);
 });
 
+/** A certificate of an authority whose key nobody has. */
+const AUTHORITY = `-----BEGIN CERTIFICATE-----
+MIIBfzCCASWgAwIBAgIUXfXXIKT7KQ+Xubxw0/C4UNYdyz0wCgYIKoZIzj0EAwIw
+FDESMBAGA1UEAwwJYXV0aG9yaXR5MCAXDTI2MTEyMzAwMjQxM1oYDzIxMjYxMDMw
+MDAyNDEzWjAUMRIwEAYDVQQDDAlhdXRob3JpdHkwWTATBgcqhkjOPQIBBggqhkjO
+PQMBBwNCAARLeAeiIrq8WeVmoE+g6JZ0WzLw5iWm3qmOieD6E9hXDdzVKkiQSWm+
+PIFGbLiR52aEPS6Vg3XJUY1sHFNeL6V7o1MwUTAdBgNVHQ4EFgQUyp394YzMIWYh
+vGlaDr9prfRZZ28wHwYDVR0jBBgwFoAUyp394YzMIWYhvGlaDr9prfRZZ28wDwYD
+VR0TAQH/BAUwAwEB/zAKBggqhkjOPQQDAgNIADBFAiEAxT5cCcCqjyUYMxUawG6c
+HuSFvxmRngbg2Vfc7zCOJj0CIFFKpQfz80WEeYg9cPN8x48h6deUHkXI1CzeGndZ
+SKRT
+-----END CERTIFICATE-----
+`;
+
 Deno.test("--install keeps TLS as it was tried; --uninstall --print removes nothing", async () => {
   await using place = await alone();
-  lay(place.path, { "ca.pem": "authority\n" });
+  lay(place.path, { "ca.pem": AUTHORITY });
   const address = "postgres://collector@db/testdb";
   const env = { DATABASE_URL: address, DB_SSLROOTCERT: "ca.pem", DB_SSLMODE: "verify-ca" };
   const scrapes = ["http://me:sesame@h/metrics", "http://h/?token=open", "http://plain/metrics"];
@@ -1370,6 +1384,10 @@ Deno.test("--install keeps TLS as it was tried; --uninstall --print removes noth
   match(stdout, /^# \S+\/ca \(0600\)\n# \S+\/scrape1 \(0600\)\n# \S+\/scrape2 \(0600\)\n#/m);
   const gone = await place.run(["--install", "--print"], { ...env, DB_SSLROOTCERT: "gone.pem" });
   match(gone.stderr, /Cannot read the CA file "gone.pem"/);
+  lay(place.path, { "bad.pem": "authority\n" });
+  const bad = await place.run(["--ca", "bad.pem"], { DATABASE_URL: address });
+  strictEqual(bad.code, 1);
+  match(bad.stderr, /^Cannot read the CA file "bad.pem": it is no certificate/);
   strictEqual(withDefaults(address, { sslmode: "verify-ca" }), `${address}?sslmode=verify-ca`);
   strictEqual(
     withDefaults(`${address}?sslmode=require`, { sslmode: "verify-full", sslrootcert: "/x" }),
@@ -1419,7 +1437,7 @@ Deno.test("as a program: two with one spool, health, metrics, an outage, its own
   ok(values.find(({ name }) => name === "pgpulse_collect_samples_total")!.counts);
 
   // The CA is that of the database it writes to, which has no TLS; the other one is another matter.
-  lay(place.path, { "ca.pem": "authority\n" });
+  lay(place.path, { "ca.pem": AUTHORITY });
   const watched = await place.run(
     ["--once", "--url-file", urlFile, "--ca", "ca.pem", "--postgres", "--postgres", server.url],
   );
@@ -1443,7 +1461,7 @@ Deno.test("as a program: two with one spool, health, metrics, an outage, its own
       from (select time - lag(time) over (order by time) as gap from system_metrics) g`;
     return await count() >= before + 4 && gaps <= 1;
   }, 20_000);
-  match(third.said(), /\d samples wait in it/);
+  match(third.said(), /1 sample waits in it|\d samples wait in it/);
   strictEqual(await third.end("SIGTERM"), 0);
   ok(!files(join(place.path, "spool")).some((name) => name.endsWith("refused.ndjson")));
   const [{ odd }] = await server.sql`

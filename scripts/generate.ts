@@ -1239,6 +1239,7 @@ export class Run {
   async run(): Promise<void> {
     const { what, interval, backfill, follow, seed } = this.#job;
     const [[table]] = this.#tables;
+    const began = performance.now();
     // Before the first tick, so that a wrong password is not found an hour later.
     const [{ oid }] = await this.#insist((sql) => sql`select ${quote(table)}::text::regclass::oid`);
     const word = seed ?? this.#source.seed ?? `${oid}`;
@@ -1257,6 +1258,7 @@ export class Run {
         this.#committed([{ first: last, last }]);
       }
       if (!follow) return;
+      say(`${this.summary(performance.now() - began)}; goes on live`);
     }
     // What was open when it was stopped is ended, and what came meanwhile is told.
     const past = (next - 1) * interval;

@@ -463,6 +463,36 @@ Deno.test("pgpulse.collect", async (t) => {
     ]);
   });
 
+  await t.step(
+    "pgpulse.fleet has a host that has just begun, and moments since the first",
+    async () => {
+      const now = Date.now();
+      const since = Math.floor(now / 60_000) * 60_000 - 180_000;
+      await sql.begin(async (tx) => {
+        // A fleet of its own, for the length of this transaction.
+        await tx`delete from rows.system_metrics`;
+        await tx`update hosts set last_seen = null`;
+        const young = Array.from({ length: 36 }, (_, i) => record("young", since + i * 5_000));
+        for (const batch of [young, [record("new", Math.floor(now / 1000) * 1000 + 3)]]) {
+          await tx`select pgpulse.collect(${JSON.stringify(batch)}::text::json)`;
+        }
+        const found = await tx`
+        select host, count(*)::int as n
+        from pgpulse.fleet(now() - interval '6 hours', now())
+        group by 1
+        order by 1`;
+        deepStrictEqual(found.map(({ host, n }) => [host, n > 10]), [["new", false], [
+          "young",
+          true,
+        ]]);
+        strictEqual(found[0].n, 1);
+        throw undefined;
+      }).catch((error) => {
+        if (error) throw error;
+      });
+    },
+  );
+
   await t.step("live streams read them", async () => {
     const [row] = await sql`
       select c.used, c."user", c.system, c.iowait, c.steal, m.used as memory, m.swap, n.received, n.sent

@@ -632,17 +632,36 @@ begin
         with moments as (
             select
                 generate_series(
-                    date_bin(m.stride, fleet."from", 'epoch') + m.stride,
+                    date_bin(m.stride, m.since, 'epoch') + m.stride,
                     -- by then those of one moment have come
                     least(fleet."to", now() - interval '10 seconds'),
                     m.stride
                 ) as at
             from (
-                select case
-                    when fleet."to" - fleet."from" <= interval '20 minutes' then interval '1 minute'
-                    when fleet."to" - fleet."from" <= interval '75 minutes' then interval '2 minutes'
-                    else interval '10 minutes'
-                end as stride
+                select
+                    r.since,
+                    greatest(
+                        case
+                            when fleet."to" - r.since <= interval '7 minutes' then interval '10 seconds'
+                            when fleet."to" - r.since <= interval '20 minutes' then interval '30 seconds'
+                            when fleet."to" - r.since <= interval '75 minutes' then interval '2 minutes'
+                            else interval '10 minutes'
+                        end,
+                        -- what most have no sample for would be read again and again
+                        (
+                            select least(mode() within group (order by h."interval"), '10 minutes')
+                            from public.hosts h
+                        )
+                    ) as stride
+                from (
+                    -- a fleet younger than the range has as many
+                    select greatest(fleet."from", (
+                        select min(f."time")
+                        from public.system_metrics f
+                        where f."time" > fleet."from" and pgpulse.recent(f."time", interval '3 days')
+                    )) as since
+                    offset 0
+                ) as r
             ) as m
             where fleet."to" - fleet."from" <= interval '375 minutes'
                 and fleet."from" > now() - interval '3 days'
@@ -665,6 +684,14 @@ begin
             and pgpulse.recent(s."time", interval '3 days')
         join public.hosts h on h.host = s.host and h."interval" = i."interval"
         union all
+        -- The newest of those that report, so that what is new is there at once.
+        select
+            fleet."to", n.host, n.cpu, n.memory_used, n.filesystem_used, n.received_bytes + n.sent_bytes
+        from public.hosts_now n
+        where fleet."to" > now() - interval '10 seconds'
+            and fleet."to" - fleet."from" <= interval '375 minutes'
+            and not n.silent
+        union all
         select
             r."time", r.host, r.cpu_avg, r.memory_used_avg, r.filesystem_used_avg,
             r.received_bytes_avg + r.sent_bytes_avg
@@ -677,8 +704,8 @@ begin
             and r."time" between fleet."from" and fleet."to"
     $$;
     comment on function pgpulse.fleet is
-        'Every host in a range: up to six hours its samples of some 40 moments, beyond that the mean of each '
-        'hour or day; traffic is what it received and sent.';
+        'Every host in a range: up to six hours its samples of some 40 moments and its newest, beyond that the '
+        'mean of each hour or day; traffic is what it received and sent.';
 end
 $do$;
 
