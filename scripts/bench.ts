@@ -828,10 +828,8 @@ async function start(rounds: number): Promise<void> {
 
 /** One of the scripts as a process of its own, which ends with its block. */
 function runs(name: string, args: string[], url: string) {
-  // As --install starts it.
-  const v8 = name === "collect.ts" ? ["--v8-flags=--single-threaded"] : [];
   const child = new Deno.Command(Deno.execPath(), {
-    args: ["run", "-A", "--no-prompt", ...v8, join(ROOT, "scripts", name), ...args],
+    args: ["run", "-A", "--no-prompt", join(ROOT, "scripts", name), ...args],
     cwd: ROOT,
     env: { DATABASE_URL: url },
     stdout: "null",

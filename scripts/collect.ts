@@ -6,7 +6,7 @@
  * Needs: Deno alone, this one file, and a database with `deno task migrate`, as role collector.
  * It runs with -A since Deno opens nothing under /proc and /sys with less; the sandbox of the
  * service manager is its wall: --install writes it.
- * Costs: 0.4 ms of a core a sample to take, 2.4 ms with everything else; 60 MB; one connection,
+ * Costs: 0.4 ms of a core a sample to take, 2.8 ms with everything else; 60 MB; one connection,
  * two for a long backlog.
  *
  * How it works. Each sample is written to the spool, a folder of plain files, and then sent. What
@@ -77,7 +77,7 @@ serves one collector. A sample has at most 100 file systems, disks and interface
 
 Exit status: 0; 1 where something is wrong, also with the flags.
 
-Cost: 0.4 ms of a core for a sample, 2.4 ms with all else; 60 MB of memory; one connection, two
+Cost: 0.4 ms of a core for a sample, 2.8 ms with all else; 60 MB of memory; one connection, two
 while more than 3,000 samples wait; some 2 kB of the database a sample before it is packed.
 
 Examples
@@ -2364,9 +2364,7 @@ export function service(
 ): Service {
   const place = os === "darwin" ? SECRETS : "${CREDENTIALS_DIRECTORY}";
   const file = (name: string) => `${place}/${name}`;
-  // Helpers that wake up for a little work cost more than the work.
-  const v8 = "--v8-flags=--single-threaded";
-  const command = [deno, "run", "-A", "--no-prompt", v8, `${HOME}/collect.ts`];
+  const command = [deno, "run", "-A", "--no-prompt", `${HOME}/collect.ts`];
   const flags = ["--url-file", file("url"), ...secrets.ca ? ["--ca", file("ca")] : []];
   for (const name of Object.keys(secrets)) {
     const [, flag] = /^(\D+)\d+$/.exec(name) ?? [];
