@@ -891,75 +891,101 @@ async function hosts(rounds: number, options: Options): Promise<void> {
   await fleet(rounds, options.hosts);
 }
 
-/** CPU and memory of one collector, beside node_exporter. */
+/** What Telegraf samples of the same, a row a second for each of its tables. */
+const TELEGRAF = `
+[agent]
+  interval = "1s"
+  flush_interval = "1s"
+[[outputs.postgresql]]
+  connection = "$DATABASE_URL"
+` + ["cpu", "mem", "swap", "system", "disk", "diskio", "net", "netstat", "processes", "temp"]
+  .map((name) => `[[inputs.${name}]]\n`).join("") +
+  "  percpu = false\n".repeat(0);
+
+/** CPU and memory of one collector, beside node_exporter and Telegraf. */
 async function collector(rounds: number): Promise<void> {
   await using server = await database();
   await server.sql`alter role collector password 'collect'`;
   const url = server.urlFor("collector", "collect");
   const dir = await Deno.makeTempDir();
-  const bare = new Deno.Command(Deno.execPath(), {
-    args: ["eval", "setInterval(() => {}, 1000)"],
-    cwd: ROOT,
-  }).spawn();
+  await using others = new AsyncDisposableStack();
+  const beside = (command: string, args: string[], env: Record<string, string> = {}) => {
+    const child = new Deno.Command(command, {
+      args,
+      env,
+      cwd: ROOT,
+      stdout: "null",
+      stderr: "null",
+    }).spawn();
+    others.defer(async () => {
+      child.kill();
+      await child.status;
+    });
+    return child.pid;
+  };
+  const bare = beside(Deno.execPath(), ["eval", "setInterval(() => {}, 1000)"]);
   const start = (name: string, interval: string) =>
-    runs("collect.ts", [`--host=${name}`, `--interval=${interval}`, `--spool=${dir}/${name}`], url);
-  {
-    await using second = start("second", "1s");
-    await using five = start("five", "5s");
-    const program = await find("prometheus-node-exporter");
+    others.use(
+      runs(
+        "collect.ts",
+        [`--host=${name}`, `--interval=${interval}`, `--spool=${dir}/${name}`],
+        url,
+      ),
+    ).pid;
+  const processes: Record<string, number> = {
+    second: start("second", "1s"),
+    five: start("five", "5s"),
+  };
+  const exporter = await find("prometheus-node-exporter");
+  if (exporter) {
     const port = freePort(0);
-    const exporter = program
-      ? new Deno.Command(program, {
-        args: [`--web.listen-address=127.0.0.1:${port}`],
-        stdout: "null",
-        stderr: "null",
-      }).spawn()
-      : undefined;
+    processes.node_exporter = beside(exporter, [`--web.listen-address=127.0.0.1:${port}`]);
     const scrape = async () =>
       await (await fetch(`http://127.0.0.1:${port}/metrics`).catch(() => undefined))?.text();
-    const scraping = exporter && setInterval(scrape, 1000);
-    await pause(60_000);
-    const [{ since }] = await server.sql`select now() as since`;
-    const figures: Record<string, number[]> = { second: [], five: [], exporter: [] };
-    const processes = { second: second.pid, five: five.pid, exporter: exporter?.pid };
-    for (let i = 0; i < rounds; i++) {
-      const before = Object.entries(processes).map(([name, pid]) => ({
-        name,
-        pid,
-        seconds: pid ? spent(pid) : 0,
-      }));
-      await pause(30_000);
-      for (const { name, pid, seconds } of before) {
-        if (pid) figures[name].push((spent(pid) - seconds) / 30);
-      }
-    }
-    const took = await server.sql`
-      select (metrics #>> '{collector,seconds}')::float8 * 1000 as ms
-      from system_metrics where host = 'second' and time >= ${since}`;
-    report("to take a sample", took.map(({ ms }) => ms), "ms of a core", "at most 0.5 ms");
-    const ms = (name: string) => figures[name].map((part) => part * 1000);
-    report("a sample a second, all in all", ms("second"), "ms of a core", "at most 2.5 ms");
-    const percent = figures.five.map((part) => part * 100);
-    report("a sample each 5 s, all in all", percent, "% of a core", "under 0.05 %");
-    if (exporter) report("node_exporter, a scrape a second", ms("exporter"), "ms of a core", "");
-    else missing("node_exporter beside it", "no prometheus-node-exporter on PATH");
-    report("memory of a bare runtime", [memoryMB(bare.pid)], "MB", "");
-    report(
-      "the collector's memory above that",
-      [memoryMB(second.pid) - memoryMB(bare.pid)],
-      "MB",
-      "at most 15 MB",
-    );
-    if (exporter) {
-      report("memory of node_exporter", [memoryMB(exporter.pid)], "MB", "");
-      clearInterval(scraping);
-      exporter.kill();
-      await exporter.status;
+    const scraping = setInterval(scrape, 1000);
+    others.defer(() => clearInterval(scraping));
+  } else missing("node_exporter beside it", "no prometheus-node-exporter on PATH");
+  const telegraf = await find("telegraf");
+  if (telegraf) {
+    const config = join(dir, "telegraf.conf");
+    await Deno.writeTextFile(config, TELEGRAF);
+    processes.Telegraf = beside(telegraf, ["--config", config, "--quiet"], {
+      DATABASE_URL: server.url,
+    });
+  } else missing("Telegraf beside it", "no telegraf on PATH");
+  await pause(60_000);
+  const [{ since }] = await server.sql`select now() as since`;
+  const figures: Record<string, number[]> = {};
+  for (let i = 0; i < rounds; i++) {
+    const before = Object.entries(processes).map(([name, pid]) => ({
+      name,
+      pid,
+      seconds: spent(pid),
+    }));
+    await pause(30_000);
+    for (const { name, pid, seconds } of before) {
+      (figures[name] ??= []).push((spent(pid) - seconds) / 30 * 1000);
     }
   }
-  bare.kill();
-  await bare.status;
-  await Deno.remove(dir, { recursive: true });
+  const took = await server.sql`
+    select (metrics #>> '{collector,seconds}')::float8 * 1000 as ms
+    from system_metrics where host = 'second' and time >= ${since}`;
+  report("to take a sample", took.map(({ ms }) => ms), "ms of a core", "at most 0.5 ms");
+  report("a sample a second, all in all", figures.second, "ms of a core", "at most 2.5 ms");
+  const percent = figures.five.map((ms) => ms / 10);
+  report("a sample each 5 s, all in all", percent, "% of a core", "under 0.05 %");
+  report("memory of a bare runtime", [memoryMB(bare)], "MB", "");
+  const above = memoryMB(processes.second) - memoryMB(bare);
+  report("the collector's memory above that", [above], "MB", "at most 15 MB");
+  for (const name of ["node_exporter", "Telegraf"]) {
+    if (!processes[name]) continue;
+    report(`${name}, once a second`, figures[name], "ms of a core", "beside it");
+    report(`memory of ${name}`, [memoryMB(processes[name])], "MB", "beside it");
+  }
+  const rows = telegraf
+    ? await server.sql`select from information_schema.tables where table_name = 'diskio'`
+    : [0];
+  if (!rows.length) throw new Error("Telegraf has written nothing");
 }
 
 /** How quickly a full spool goes to the database, against psql \copy of the same rows. */

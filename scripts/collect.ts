@@ -6,12 +6,14 @@
  * Needs: Deno alone, this one file, and a database with `deno task migrate`, as role collector.
  * It runs with -A since Deno opens nothing under /proc and /sys with less; the sandbox of the
  * service manager is its wall: --install writes it.
- * Costs: 0.4 ms of a core a sample to take, 2.4 ms with everything else; 60 MB; one connection.
+ * Costs: 0.4 ms of a core a sample to take, 2.8 ms with everything else; 60 MB; one connection,
+ * two for a long backlog.
  *
  * How it works. Each sample is written to the spool, a folder of plain files, and then sent. What
  * the database has taken is cut off; whatever else happens, it is sent again, which the key
  * (host, time) makes harmless. So there are no positions to keep, and nothing to repair.
  */
+import { X509Certificate } from "node:crypto";
 import { statfs } from "node:fs/promises";
 import { loadavg, uptime } from "node:os";
 import { dirname, join } from "node:path";
@@ -35,24 +37,29 @@ Flags
   --url-file FILE       file that holds the DATABASE_URL; read again at each try, so that a
                         password may change
   --ca FILE             certificate of the authority that the database's must be signed by; means
-                        sslmode=verify-full where the URL has no sslmode
+                        sslmode=verify-full where neither the URL nor DB_SSLMODE says otherwise.
+                        Not for servers of --postgres URL: theirs may have sslrootcert=FILE
   --per-core            each core's use, too
   --network-filesystems NFS, CIFS, FUSE and so on, too; one that hangs holds up nothing else
-  --scrape URL          gauges and counters of a Prometheus /metrics address; repeat it for more
+  --scrape URL          gauges and counters of a Prometheus /metrics address, by URL or by a file
+                        that holds one; up to 500 values and 5 MB each; repeat it for more
   --postgres [URL]      statistics of a PostgreSQL server, by URL or by a file that holds one
                         (default: the one it writes to); repeat it for more
   --spool DIR           where samples wait (default: /var/lib/pgpulse-collect for root, else
                         ~/.local/state/pgpulse, ~/Library/Application Support/pgpulse,
                         %LOCALAPPDATA%\\pgpulse)
   --spool-max-size SIZE beyond it the oldest samples are dropped, and counted (default: 1GB)
-  --spool-max-age TIME  the same for age, by this machine's clock (default: 90d)
-  --port N              serves /healthz and /metrics on 127.0.0.1
+  --spool-max-age TIME  the same for age; times without a collector do not count (default: 90d)
+  --port N              serves /healthz (healthy while it samples and keeps: what waits for the
+                        database is no fault, and told beside it) and /metrics on 127.0.0.1
   --once                prints one sample and ends; sends nothing
   --dry-run             prints each sample; sends nothing
-  --install             makes it a service that starts with the machine: systemd or launchd; the
-                        other flags and DATABASE_URL are kept for it. Run it as root
+  --install             makes it a service that starts with the machine: systemd (247 or later) or
+                        launchd; the other flags but --spool, DATABASE_URL, DB_SSLMODE and
+                        DB_SSLROOTCERT are kept for it. It reads addresses when it starts: after a change of
+                        /etc/pgpulse-collect/url, restart it. Run it as root
   --uninstall           takes the service away; samples not yet sent stay
-  --print               with --install: prints what it would write, and changes nothing
+  --print               with either: prints what it would write or remove, and changes nothing
   --help                this text
 
 Environment
@@ -64,11 +71,14 @@ A pooler in transaction mode will do.
 What the database has not taken lies in the spool: through kill -9, restarts, and weeks without a
 network. When the network is back, the newest sample goes first, then the others, oldest first. Where
 the disk is full or read-only, samples wait in memory, up to 8 MB. A power cut may take what was
-written within the last half minute and not yet sent. Records that the database refuses as faulty are
-set aside in the spool's file refused.ndjson. One spool serves one collector.
+written within the last half minute and not yet sent. What is lost is counted in the data. Records
+that the database refuses as faulty are set aside in the spool's file refused.ndjson. One spool
+serves one collector. A sample has at most 100 file systems, disks and interfaces each, the largest.
 
-Cost: 0.4 ms of a core for a sample, 2.4 ms with all else; 60 MB of memory; one connection; some 2 kB
-of the database a sample before it is packed.
+Exit status: 0; 1 where something is wrong, also with the flags.
+
+Cost: 0.4 ms of a core for a sample, 2.8 ms with all else; 60 MB of memory; one connection, two
+while more than 3,000 samples wait; some 2 kB of the database a sample before it is packed.
 
 Examples
   deno run -A collect.ts --once
@@ -90,10 +100,14 @@ const STALE_MS = 60_000;
 /** A segment of the spool is closed at this size, and goes to the database as one batch. */
 const SEGMENT_BYTES = 1_000_000;
 const SEGMENT_RECORDS = 1_000;
+/** A file that is larger was not written by a collector. */
+const MOST_BYTES = 10 * SEGMENT_BYTES;
 /** What is kept in memory where the disk takes nothing. */
 const MEMORY_BYTES = 8_000_000;
 /** What is kept of records that the database refuses. */
 const REFUSED_BYTES = 10_000_000;
+/** With so many records waiting, a second connection is opened. */
+const BACKLOG = 3_000;
 /** So many of the newest records are sent before older ones. */
 const FRESH = 64;
 /** An answer of the database that takes longer is given up; the batch is sent again. */
@@ -102,6 +116,10 @@ const PATIENCE_MS = 60_000;
 const HELD_MS = 600_000;
 /** Values that one scraped address may add to a sample. */
 const MAX_SCRAPED = 500;
+/** Characters that such a page may have. */
+const MAX_PAGE = 5_000_000;
+/** File systems, disks and interfaces that stand in a sample, of each. */
+const MAX_PARTS = 100;
 
 // --- copied helper: connect (house_test.ts holds the copies equal) ---
 /**
@@ -192,6 +210,18 @@ export function explain(error: unknown, sql?: postgres.Sql): string {
 // --- end of explain ---
 
 // --- small tools -------------------------------------------------------------------------------
+
+/** What explain() says, for those who have no checkout, and their address where `source` says. */
+function told(error: unknown, sql: postgres.Sql | undefined, source?: string): string {
+  const { code, message, hint } = error as { code?: string; message?: string; hint?: string };
+  let text = explain(error, sql).replace("start it (deno task dev) or set", "start it or correct");
+  // What the server says itself is nearer: which role there is not, which line of pg_hba.conf.
+  if (code === "28000") text = text.replace(/: (".*? may not log in this way)/, `: ${message}; $1`);
+  if (hint) {
+    text = text.replace(/; log in as the right role or run deno task migrate$/, `; ${hint}`);
+  }
+  return source ? text.replace(/DATABASE_URL( or DB_PASSWORD)?/, source) : text;
+}
 
 /** Says each trouble once, and once that it is over. */
 export class Troubles {
@@ -342,6 +372,20 @@ export function summary(metrics: Metrics): Record<string, number | undefined> {
   };
 }
 
+/** Leaves out the smallest, or the least busy, where there are too many of a kind. */
+export function largest(metrics: Metrics, troubles: Troubles): Metrics {
+  for (const kind of ["filesystems", "disks", "network"]) {
+    const all = Object.entries((metrics[kind] ?? {}) as Parts);
+    if (all.length <= MAX_PARTS) continue;
+    const size = ([, part]: typeof all[0]) =>
+      Object.values(part).reduce((sum, n) => sum + (Number(n) || 0), 0);
+    all.sort((a, b) => size(b) - size(a));
+    metrics[kind] = Object.fromEntries(all.slice(0, MAX_PARTS));
+    troubles.say(kind, `Takes the ${MAX_PARTS} largest of ${kind} only, as there are more`);
+  }
+  return metrics;
+}
+
 /** A way to read this machine. */
 export interface Machine {
   /** A sample; before there is anything to compare with, undefined. */
@@ -444,6 +488,7 @@ export class Linux implements Machine {
   #at?: number;
   #whole = new Map<string, boolean>();
   #slow: { processes?: number; temperatures?: Record<string, number> } = {};
+  #asking = new Set<string>();
   readonly filesystems: FileSystems;
 
   constructor(
@@ -654,14 +699,21 @@ export class Linux implements Machine {
         await what();
       } catch { /* this system has none, or it has just gone */ }
     };
+    // One that hangs is not asked again meanwhile: each time would take a thread for good.
+    const once = async (name: string, what: () => Promise<void>) => {
+      if (this.#asking.has(name)) return;
+      this.#asking.add(name);
+      await read(what);
+      this.#asking.delete(name);
+    };
     await Promise.all([
       this.filesystems.read(),
-      read(async () => {
+      once("processes", async () => {
         let count = 0;
         for await (const { name } of Deno.readDir(proc)) if (/^\d+$/.test(name)) count++;
         this.#slow.processes = count || undefined;
       }),
-      read(async () => {
+      once("temperatures", async () => {
         const found: Record<string, number> = {};
         const text = async (path: string) => (await Deno.readTextFile(path)).trim();
         for await (const { name: chip } of Deno.readDir(`${sys}/class/hwmon`)) {
@@ -919,7 +971,8 @@ export function readPage(page: string, label = "") {
     const parts = kind === "histogram" || kind === "summary";
     if (suffix === "_created" || (parts && !/_sum|_count/.test(suffix))) continue;
     const all = [labels.slice(1, -1).replace(/,\s*$/, ""), label].filter(Boolean).join();
-    const key = all ? `${name}{${all}}` : name;
+    // jsonb takes no zero character.
+    const key = (all ? `${name}{${all}}` : name).replace(/\p{Cc}/gu, "");
     found.push({ name: key, value, counts: kind === "counter" || parts });
   }
   return found;
@@ -963,7 +1016,11 @@ export class Scrape {
         headers: this.#headers,
         signal: AbortSignal.timeout(ms),
       });
-      const page = await answer.text();
+      let page = "";
+      for await (const text of answer.body?.pipeThrough(new TextDecoderStream()) ?? []) {
+        page += text;
+        if (page.length > MAX_PAGE) throw new Error(`it is longer than ${MAX_PAGE / 1e6} MB`);
+      }
       if (!answer.ok) throw new Error(`it answers ${answer.status}`);
       const now = performance.now();
       const seconds = (now - this.#at) / 1000;
@@ -1064,6 +1121,8 @@ const samplePostgresql = (major: number) =>
     select pid, usename, application_name, datname, state, seconds, query
     from sessions
     where backend_type not in ('walsender', 'autovacuum worker') and xact_start is not null
+        -- One that listens seems to be, for a moment at each NOTIFY, in one as old as its LISTEN.
+        and state is distinct from 'idle'
     union all
     select
         null, owner, gid, database, 'prepared', extract(epoch from clock_timestamp() - prepared),
@@ -1557,9 +1616,7 @@ export function postgresqlSampler(address: string, troubles = new Troubles()): {
         troubles.over(`postgres ${instance}`, `Watches "${instance}" again`);
         return { instance, metrics };
       } catch (error) {
-        const cause = explain(error, sql).replace(/^Cannot use .*?: /, "")
-          .replace(" (deno task dev) or set DATABASE_URL", "")
-          .replace(/DATABASE_URL( or DB_PASSWORD)?/, "the URL of --postgres");
+        const cause = told(error, sql, "the URL of --postgres").replace(/^Cannot use .*?: /, "");
         troubles.say(`postgres ${instance}`, `Cannot watch "${instance}": ${cause}`);
         // A server that is away is not asked every second, and not by all at once when it is back.
         again = performance.now() +
@@ -1580,6 +1637,7 @@ export function postgresqlSampler(address: string, troubles = new Troubles()): {
 const FORMAT = 1;
 const HEADER = `{"pgpulse":"spool","version":${FORMAT}}\n`;
 const encoder = new TextEncoder();
+const count = (lines: string) => lines ? lines.split("\n").length : 0;
 
 /** A file of the spool that is written to no more; the number of records stands in its name. */
 interface Segment {
@@ -1606,6 +1664,8 @@ interface Open {
 export interface Entry {
   line: string;
   home?: Open;
+  /** Of one in memory: not to be sent before, by performance.now(). */
+  held?: number;
 }
 
 /** Records that go to the database together: a segment, or what is in memory. */
@@ -1638,7 +1698,9 @@ export class Spool {
   #memoryBytes = 0;
   #lock?: Deno.FsFile;
   #ready = false;
-  #began = { wall: Date.now(), steady: performance.now() };
+  /** When the newest file found here was written to; from then on a clock that nobody sets. */
+  #newest = Date.now();
+  #began = performance.now();
 
   constructor(
     readonly dir: string,
@@ -1661,14 +1723,10 @@ export class Spool {
    * not let it, records are kept in memory, and calling it again tries again.
    */
   open(): void {
-    if (this.#ready) return;
+    if (this.#ready && !this.#gone()) return;
     try {
       Deno.mkdirSync(this.dir, { recursive: true, mode: 0o700 });
-      this.#lock ??= Deno.openSync(join(this.dir, "lock"), {
-        read: true,
-        write: true,
-        create: true,
-      });
+      this.#lock ??= this.#openLock();
       if (!this.#lock.tryLockSync(true)) {
         let pid = "unknown";
         try {
@@ -1679,16 +1737,55 @@ export class Spool {
             `that one, or give this one a folder of its own with --spool`,
         );
       }
-      this.#lock.truncateSync();
-      this.#lock.seekSync(0, Deno.SeekMode.Start);
-      this.#lock.writeSync(encoder.encode(`${Deno.pid}\n`));
+      try {
+        this.#lock.truncateSync();
+        this.#lock.seekSync(0, Deno.SeekMode.Start);
+        this.#lock.writeSync(encoder.encode(`${Deno.pid}\n`));
+      } catch { /* a full disk: what is in the spool can be sent, and makes room */ }
+      const { lost } = this;
       this.#scan();
       this.#ready = true;
+      if (lost) this.#lose(0);
       this.#keepMemory();
     } catch (error) {
       if (error instanceof SpoolTaken) throw error;
       this.#full(error);
     }
+  }
+
+  #openLock(): Deno.FsFile {
+    const path = join(this.dir, "lock");
+    try {
+      return Deno.openSync(path, { read: true, write: true, create: true });
+    } catch (error) {
+      try {
+        // A read-only disk: what is in the spool can be sent.
+        return Deno.openSync(path);
+      } catch {
+        throw error;
+      }
+    }
+  }
+
+  /** Whether somebody removed the folder; then what is not in memory has gone with it. */
+  #gone(): boolean {
+    try {
+      return !Deno.statSync(this.dir);
+    } catch (error) {
+      if (!(error instanceof Deno.errors.NotFound)) return false;
+    }
+    const kept = this.fresh.filter(({ home }) => home);
+    const lost = Math.max(0, this.records - this.#memory.length - kept.length);
+    for (const entry of kept) {
+      entry.home = undefined;
+      this.#memory.push(entry);
+      this.#memoryBytes += entry.line.length;
+    }
+    this.#leave();
+    this.#lose(lost);
+    this.troubles.say("gone", `Somebody removed the spool "${this.dir}"; samples lost: ${lost}`);
+    this.troubles.over("gone");
+    return true;
   }
 
   /** Finds what an earlier run left. */
@@ -1699,43 +1796,59 @@ export class Spool {
       const [, number, records] = /^(\d+)(?:-(\d+))?\.spool$/.exec(name) ?? [];
       if (!number) continue;
       this.#number = Math.max(this.#number, Number(number));
-      const path = join(this.dir, name);
-      const { size, mtime } = Deno.statSync(path);
-      const segment = {
-        name,
-        bytes: size,
-        records: Number(records),
-        at: mtime?.getTime() ?? Date.now(),
-      };
-      if (records === undefined) {
-        const lines = this.#read(name);
-        if (lines === undefined) continue;
-        segment.records = lines ? lines.split("\n").length : 0;
-        if (!segment.records) {
-          Deno.removeSync(path);
-          continue;
+      try {
+        const path = join(this.dir, name);
+        const { size, mtime } = Deno.statSync(path);
+        const segment = {
+          name,
+          bytes: size,
+          records: Number(records),
+          at: mtime?.getTime() ?? Date.now(),
+        };
+        if (records === undefined) {
+          const lines = this.#read(name);
+          if (lines === undefined) continue;
+          segment.records = count(lines);
+          if (!segment.records) {
+            Deno.removeSync(path);
+            continue;
+          }
+          const named = `${number}-${segment.records}.spool`;
+          try {
+            Deno.renameSync(path, join(this.dir, named));
+            segment.name = named;
+          } catch { /* a read-only disk: it goes by its old name */ }
         }
-        segment.name = `${number}-${segment.records}.spool`;
-        Deno.renameSync(path, join(this.dir, segment.name));
+        this.#segments.push(segment);
+      } catch (error) {
+        this.#leaveOut(name, error);
       }
-      this.#segments.push(segment);
     }
     this.#segments.sort((a, b) => parseInt(a.name) - parseInt(b.name));
+    if (this.#segments.length) this.#newest = Math.max(...this.#segments.map(({ at }) => at));
     try {
       this.lost += Number(Deno.readTextFileSync(join(this.dir, "lost"))) || 0;
     } catch { /* nothing was lost */ }
   }
 
+  /** One file that cannot be read holds up no other. */
+  #leaveOut(name: string, error: unknown): void {
+    this.troubles.say(
+      `read ${name}`,
+      `Cannot read "${join(this.dir, name)}": ${reason(error)}; it is left out`,
+    );
+  }
+
   /** Whole records of a file, without its header; undefined where it must be left alone. */
   #read(name: string): string | undefined {
-    let text = new TextDecoder().decode(Deno.readFileSync(join(this.dir, name)));
+    const path = join(this.dir, name);
+    if (Deno.statSync(path).size > MOST_BYTES) throw new Error("no file of a spool is so large");
+    let text = new TextDecoder().decode(Deno.readFileSync(path));
     const [, version] = /^\{"pgpulse":"spool","version":(\d+)\}\n/.exec(text) ?? [];
     if (Number(version) > FORMAT) {
       this.troubles.say(
         `version ${name}`,
-        `Leaves "${
-          join(this.dir, name)
-        }" alone: a newer collect.ts wrote it (version ${version}); ` +
+        `Leaves "${path}" alone: a newer collect.ts wrote it (version ${version}); ` +
           `run that one to send it`,
       );
       return;
@@ -1748,15 +1861,14 @@ export class Spool {
   /** Keeps a record, on disk where that can be done. */
   add(line: string): void {
     const entry: Entry = { line };
+    this.#memory.push(entry);
+    this.#memoryBytes += line.length;
     try {
       // Where the folder could not be had, that was said.
       if (!this.#ready) throw undefined;
-      this.#write(entry);
       this.#keepMemory();
     } catch (error) {
       if (error) this.#full(error);
-      this.#memory.push(entry);
-      this.#memoryBytes += line.length;
       while (this.#memoryBytes > MEMORY_BYTES) {
         this.#memoryBytes -= this.#memory.shift()!.line.length;
         this.#lose(1);
@@ -1793,7 +1905,6 @@ export class Spool {
   }
 
   #create(): Open {
-    Deno.mkdirSync(this.dir, { recursive: true, mode: 0o700 });
     const name = `${++this.#number}.spool`;
     const file = Deno.openSync(join(this.dir, name), {
       append: true,
@@ -1820,19 +1931,13 @@ export class Spool {
     if (records) this.#segments.push(segment);
   }
 
-  /** Brings what was kept in memory to the disk, as far as that takes it. */
+  /** Brings what is in memory to the disk, as far as that takes it. */
   #keepMemory(): void {
-    let kept = 0;
     while (this.#memory.length) {
       this.#write(this.#memory[0]);
       this.#memoryBytes -= this.#memory.shift()!.line.length;
-      kept++;
     }
-    this.troubles.over(
-      "spool",
-      `The spool "${this.dir}" works again` +
-        (kept ? `; ${kept} samples from memory are in it` : ""),
-    );
+    this.troubles.over("spool", `The spool "${this.dir}" works again; samples in memory are in it`);
   }
 
   #full(error: unknown): void {
@@ -1848,8 +1953,11 @@ export class Spool {
   /** Counts records that are dropped; the number goes with each sample, and outlives the process. */
   #lose(count: number): void {
     this.lost += count;
+    if (!this.#ready) return;
     try {
-      if (this.#ready) Deno.writeTextFileSync(join(this.dir, "lost"), `${this.lost}\n`);
+      // Written over, not emptied before: a full disk would not take it back.
+      using file = Deno.openSync(join(this.dir, "lost"), { write: true, create: true });
+      file.writeSync(encoder.encode(`${this.lost}\n`));
     } catch { /* it is counted in memory */ }
   }
 
@@ -1868,12 +1976,11 @@ export class Spool {
       return true;
     };
     while (this.bytes > this.limits.bytes && drop("larger than --spool-max-size"));
-    // Not where the clock was set by more than a day: then ages are not what they seem.
-    const { wall, steady } = this.#began;
-    const set = Math.abs(Date.now() - wall - (performance.now() - steady)) > 86_400e3;
+    // Where the clock was set forward, or is wrong from the start, ages are not what they seem.
+    const now = Math.min(Date.now(), this.#newest + performance.now() - this.#began);
     const old = () =>
-      this.#segments.some(({ sending, at }) => !sending && at < Date.now() - this.limits.age);
-    while (!set && old() && drop("older than --spool-max-age"));
+      this.#segments.some(({ sending, at }) => !sending && at < now - this.limits.age);
+    while (old() && drop("older than --spool-max-age"));
   }
 
   /** Newest records that have not been offered yet, to be acknowledged or put back. */
@@ -1915,28 +2022,27 @@ export class Spool {
       try {
         lines = this.#read(segment.name);
       } catch (error) {
-        this.troubles.say(
-          `read ${segment.name}`,
-          `Cannot read "${join(this.dir, segment.name)}": ${reason(error)}; it is left out`,
-        );
+        this.#leaveOut(segment.name, error);
       }
       if (lines === undefined) {
         this.#segments = this.#segments.filter((one) => one !== segment);
         continue;
       }
       segment.sending = true;
-      return { lines, records: segment.records, segment };
+      return { lines, records: count(lines), segment };
     }
-    if (!this.#memory.length) return;
-    const entries = this.#memory.slice(0, SEGMENT_RECORDS);
+    const now = performance.now();
+    const entries = this.#memory.filter(({ held = 0 }) => held <= now).slice(0, SEGMENT_RECORDS);
+    if (!entries.length) return;
+    for (const entry of entries) entry.held = Infinity;
     return { lines: entries.map(({ line }) => line).join("\n"), records: entries.length, entries };
   }
 
   /** The database has not; it is to be sent again, not before `ms` have passed. */
-  giveBack({ segment }: Batch, ms = 0): void {
-    if (!segment) return;
-    segment.sending = false;
-    segment.held = performance.now() + ms;
+  giveBack({ segment, entries = [] }: Batch, ms = 0): void {
+    const held = performance.now() + ms;
+    for (const entry of entries) entry.held = held;
+    if (segment) Object.assign(segment, { held, sending: false });
   }
 
   /** The database has taken the batch. */
@@ -1945,6 +2051,14 @@ export class Spool {
     const { segment } = batch;
     if (!segment) return;
     this.#segments = this.#segments.filter((one) => one !== segment);
+    const short = segment.records - batch.records;
+    if (short > 0) {
+      this.#lose(short);
+      this.troubles.say(
+        "short",
+        `Samples are missing in the spool "${this.dir}"; was the power cut? They count as lost`,
+      );
+    }
     if (!this.#segments.length) this.troubles.over("limit");
     try {
       Deno.removeSync(join(this.dir, segment.name));
@@ -1970,8 +2084,20 @@ export class Spool {
     this.troubles.say("refused", `Set aside a record, ${why}: see "${path}"`);
   }
 
-  /** Leaves the folder. */
+  /** Leaves the folder, with what is in memory where it takes it by now. */
   close(): void {
+    try {
+      if (this.#memory.length) this.open();
+      if (this.#memory.length && this.#ready) this.#keepMemory();
+    } catch { /* that was said */ }
+    if (this.#memory.length) {
+      this.#lose(this.#memory.length);
+      this.troubles.say("end", `Samples in memory that are lost: ${this.#memory.length}`);
+    }
+    this.#leave();
+  }
+
+  #leave(): void {
     if (this.#open && !this.#open.records) this.#close();
     this.#open?.file.close();
     this.#open = undefined;
@@ -2003,6 +2129,8 @@ export class Delivery {
     readonly troubles: Troubles,
     readonly open: () => postgres.Sql,
     readonly pauses = { first: 500, away: 5_000, refused: 30_000 },
+    /** Where the address stands, unless that is the environment. */
+    readonly source?: string,
   ) {}
 
   /** There is something new. */
@@ -2019,9 +2147,11 @@ export class Delivery {
       } catch (error) {
         if (signal.aborted) break;
         this.#trouble(error);
-        // Not all at once: a thousand collectors have lost the same database.
-        const answered = /^(?=.*\d)[0-9A-Z]{5}$/.test((error as { code?: string }).code ?? "");
-        const most = answered ? this.pauses.refused : this.pauses.away;
+        // Not all at once: a thousand collectors have lost the same database. Where it is starting
+        // (57), has no connection free (53) or a pooler answers for it (08) it may soon be back.
+        const refused = /^(?!57|53|08)(?=.*\d)[0-9A-Z]{5}$/
+          .test((error as { code?: string }).code ?? "");
+        const most = refused ? this.pauses.refused : this.pauses.away;
         const pause = Math.min(most, this.pauses.first * 2 ** this.#tries++);
         await sleep(pause * (0.5 + Math.random() / 2), signal);
       }
@@ -2037,7 +2167,8 @@ export class Delivery {
       };
       this.#wake = end;
       signal.addEventListener("abort", end);
-      if (this.spool.fresh.length) end();
+      // The abort may be past: its event comes once.
+      if (this.spool.fresh.length || signal.aborted) end();
     });
   }
 
@@ -2047,7 +2178,7 @@ export class Delivery {
     this.troubles.say(
       "database",
       `${
-        code ? explain(error, sql) : reason(error)
+        code ? told(error, sql, this.source) : reason(error)
       }; samples wait in the spool, and it is tried again`,
     );
     // A new connection next time: the password, the address or the server may be another.
@@ -2058,36 +2189,32 @@ export class Delivery {
   /** Offers all there is; returns whether there was anything. Throws where the database is away. */
   async round(signal?: AbortSignal): Promise<boolean> {
     let any = await this.#fresh();
-    // Two at a time: the database need not wait for the next while this reads.
-    const flight: { batch: Batch; end: Promise<{ error?: unknown }> }[] = [];
-    let failed: { error?: unknown } | undefined;
-    while (true) {
-      while (flight.length < 2 && !failed && !signal?.aborted) {
-        const batch = this.spool.take();
-        if (!batch) break;
-        flight.push({ batch, end: this.#send(batch).then(() => ({}), (error) => ({ error })) });
-        if (batch.entries) break;
+    let failed = false;
+    const drain = async (helper?: postgres.Sql) => {
+      for (let batch; !failed && !signal?.aborted && (batch = this.spool.take()); any = true) {
+        try {
+          await this.#send(batch, helper);
+          this.spool.done(batch);
+          if (!failed) this.#works();
+        } catch (error) {
+          const held = this.at > 0 && (error as { code?: string })?.code === "42501";
+          this.spool.giveBack(batch, held ? HELD_MS : 0);
+          if (!held) throw error;
+          // It takes others: these may be of a host that is bound to another role by now.
+          this.troubles.say(
+            "held",
+            `${told(error, this.#sql, this.source)}; older samples are kept`,
+          );
+        }
+        if (!helper) await this.#fresh();
       }
-      const next = flight.shift();
-      if (!next) break;
-      any = true;
-      const end = await next.end;
-      if ("error" in end) {
-        const held = this.at > 0 && (end.error as { code?: string })?.code === "42501";
-        this.spool.giveBack(next.batch, held ? HELD_MS : 0);
-        // It takes others: these may be of a host that is bound to another role by now.
-        if (held) {
-          this.troubles.say("held", `${explain(end.error, this.#sql)}; older samples are kept`);
-        } else failed ??= end;
-      } else {
-        this.spool.done(next.batch);
-        if (!failed) this.#works();
-      }
-      if (!failed) {
-        await this.#fresh().catch((error) => failed ??= { error });
-      }
-    }
-    if (failed) throw failed.error;
+    };
+    // A long backlog goes over two connections, where a second one can be had.
+    const helper = this.spool.records > BACKLOG ? this.open() : undefined;
+    await Promise.all([
+      drain().finally(() => failed = true),
+      helper && drain(helper).catch(() => {}).then(() => helper.end({ timeout: 1 })),
+    ]);
     if (any) this.#works();
     return any;
   }
@@ -2102,7 +2229,7 @@ export class Delivery {
     try {
       // The time of sending tells the database how wrong the clock is.
       const about = `"about":{"now":"${new Date().toISOString()}",`;
-      await this.#offer(entries.map(({ line }) => line.replace('"about":{', about)).join());
+      await this.#offer(entries.map(({ line }) => line.replace(/"about":\{(?!\})/, about)).join());
       this.spool.acknowledge(entries);
     } catch (error) {
       // A faulty one among them is found when they are sent with the older ones.
@@ -2115,10 +2242,10 @@ export class Delivery {
   }
 
   /** Sends a batch as it is; only where that fails it is looked at. */
-  async #send(batch: Batch): Promise<void> {
+  async #send(batch: Batch, sql?: postgres.Sql): Promise<void> {
     if (batch.records <= this.#most) {
       try {
-        if (batch.lines) await this.#offer(batch.lines.replaceAll("\n", ","));
+        if (batch.lines) await this.#offer(batch.lines.replaceAll("\n", ","), sql);
         this.#most = Math.min(SEGMENT_RECORDS, this.#most * 2);
         return;
       } catch (error) {
@@ -2133,26 +2260,25 @@ export class Delivery {
       return false;
     });
     for (let from = 0; from < good.length; from += this.#most) {
-      await this.#halve(good.slice(from, from + this.#most));
+      await this.#halve(good.slice(from, from + this.#most), sql);
     }
   }
 
   /** Sends records, and sets those aside that the database refuses. */
-  async #halve(lines: string[]): Promise<void> {
+  async #halve(lines: string[], sql?: postgres.Sql): Promise<void> {
     try {
-      await this.#offer(lines.join());
+      await this.#offer(lines.join(), sql);
     } catch (error) {
       if (!faulty(error)) throw error;
       if (lines.length === 1) {
         return this.spool.refuse(lines[0], `which the database refuses (${reason(error)})`);
       }
-      await this.#halve(lines.slice(0, lines.length / 2));
-      await this.#halve(lines.slice(lines.length / 2));
+      await this.#halve(lines.slice(0, lines.length / 2), sql);
+      await this.#halve(lines.slice(lines.length / 2), sql);
     }
   }
 
-  async #offer(records: string): Promise<void> {
-    const sql = this.#sql ??= this.open();
+  async #offer(records: string, sql = this.#sql ??= this.open()): Promise<void> {
     // The simple protocol takes one way there and back. No text can end this quotation: in JSON a
     // dollar stands in strings only, where it may be written so.
     const text = records.replaceAll("$", "\\u0024").replaceAll("\0", " ");
@@ -2222,11 +2348,13 @@ export interface Service {
   path: string;
   text: string;
   secrets: Record<string, string>;
+  /** What is loaded beforehand, so that it needs no registry. */
+  modules: string[];
 }
 
 /**
  * The service for these arguments. Addresses hold passwords, and anybody may read a unit and a
- * command line: they go into files of their own.
+ * command line: they go into files of their own, by the name of their flag and a number.
  */
 export function service(
   os: string,
@@ -2239,7 +2367,8 @@ export function service(
   const command = [deno, "run", "-A", "--no-prompt", `${HOME}/collect.ts`];
   const flags = ["--url-file", file("url"), ...secrets.ca ? ["--ca", file("ca")] : []];
   for (const name of Object.keys(secrets)) {
-    if (name.startsWith("postgres")) flags.push(`--postgres=${file(name)}`);
+    const [, flag] = /^(\D+)\d+$/.exec(name) ?? [];
+    if (flag) flags.push(`--${flag}=${file(name)}`);
   }
   if (os === "darwin") {
     const xml = (text: string) =>
@@ -2277,7 +2406,7 @@ ${list.join("\n")}
 </dict>
 </plist>
 `;
-    return { path: PLIST, text, secrets };
+    return { path: PLIST, text, secrets, modules: [`${HOME}/collect.ts`, SYSTEMINFORMATION] };
   }
   const quote = (word: string) => {
     const plain = word.replaceAll("\\", "\\\\").replaceAll('"', '\\"').replaceAll("%", "%%")
@@ -2336,7 +2465,7 @@ OOMScoreAdjust=500
 [Install]
 WantedBy=multi-user.target
 `;
-  return { path: UNIT, text, secrets };
+  return { path: UNIT, text, secrets, modules: [`${HOME}/collect.ts`] };
 }
 
 async function command(...words: string[]): Promise<void> {
@@ -2365,15 +2494,20 @@ function needRoot(what: string): void {
   }
 }
 
+/** What keeps the service from running this deno: it sees no homes, and none of /tmp. */
+function unreadable(): string | undefined {
+  const deno = Deno.realPathSync(Deno.execPath());
+  if (Deno.build.os === "linux" && /^\/(root|home|run|tmp)\//.test(deno)) {
+    return `Cannot install the service: it may not read "${deno}"; type ` +
+      `"sudo cp ${deno} /usr/local/bin/deno", and then /usr/local/bin/deno run -A ...`;
+  }
+}
+
 async function install(wanted: Service): Promise<void> {
   needRoot("install");
   const deno = Deno.realPathSync(Deno.execPath());
-  if (Deno.build.os === "linux" && /^\/(root|home|run|tmp)\//.test(deno)) {
-    throw new Error(
-      `Cannot install the service: it may not read "${deno}"; type ` +
-        `"sudo cp ${deno} /usr/local/bin/deno", and then /usr/local/bin/deno run -A ...`,
-    );
-  }
+  const hindrance = unreadable();
+  if (hindrance) throw new Error(hindrance);
   const write = (path: string, text: string, mode: number) => {
     Deno.mkdirSync(dirname(path), { recursive: true });
     Deno.writeTextFileSync(path, text, { mode });
@@ -2385,9 +2519,8 @@ async function install(wanted: Service): Promise<void> {
   }
   write(`${HOME}/collect.ts`, Deno.readTextFileSync(import.meta.filename!), 0o644);
   write(wanted.path, wanted.text, 0o644);
-  // The packages, so that the service needs no registry.
   const cached = await new Deno.Command(deno, {
-    args: ["cache", "-q", `${HOME}/collect.ts`],
+    args: ["cache", "-q", ...wanted.modules],
     env: { DENO_DIR: `${STATE}/deno` },
   }).output();
   if (!cached.success) {
@@ -2404,13 +2537,15 @@ async function install(wanted: Service): Promise<void> {
   console.log("It runs; its log: journalctl -u pgpulse-collect");
 }
 
-async function uninstall(): Promise<void> {
-  needRoot("uninstall");
+async function uninstall(print: boolean): Promise<void> {
   const darwin = Deno.build.os === "darwin";
+  const paths = [darwin ? PLIST : UNIT, HOME, SECRETS, `${STATE}/deno`];
+  if (print) return console.log(paths.map((path) => `Would remove ${path}`).join("\n"));
+  needRoot("uninstall");
   const quietly = (...words: string[]) => command(...words).catch(() => {});
   if (darwin) await quietly("launchctl", "bootout", "system", PLIST);
   else await quietly("systemctl", "disable", "--now", "pgpulse-collect");
-  for (const path of [darwin ? PLIST : UNIT, HOME, SECRETS, `${STATE}/deno`]) {
+  for (const path of paths) {
     try {
       Deno.removeSync(path, { recursive: true });
       console.log(`Removed ${path}`);
@@ -2444,25 +2579,40 @@ function addressIn(path: string): string {
   }
 }
 
+/** The address that a flag gives, itself or the file that holds it. */
+const given = (value: string) => value.includes("://") ? value : addressIn(value);
+
+/** The address with these parameters, as far as it has none of their names. */
+export function withDefaults(address: string, parameters: Record<string, string | undefined>) {
+  const url = URL.parse(address);
+  for (const [name, value] of Object.entries(parameters)) {
+    if (value && url && !url.searchParams.has(name)) url.searchParams.set(name, value);
+  }
+  return url?.href ?? address;
+}
+
 /** What /healthz and /metrics tell. */
 interface State {
   interval: number;
   samples: number;
-  /** When the newest sample was taken, ms. */
+  /** When the newest sample was taken, ms; by the clock, and by one that nobody sets. */
   at: number;
+  steady: number;
   spool: Spool;
   delivery: Delivery;
   troubles: Troubles;
 }
 
-function serve(port: number, state: State, signal: AbortSignal): void {
+/** Serves /healthz and /metrics. */
+export function serve(port: number, state: State, signal: AbortSignal): Deno.HttpServer {
   const { spool, delivery, troubles } = state;
   const when = (ms: number) => ms ? new Date(ms).toISOString() : null;
   const answer = (request: Request) => {
     const { pathname } = new URL(request.url);
     if (pathname === "/healthz") {
       // A database that is away is no illness of the collector: that is what the spool is for.
-      const healthy = Date.now() - state.at < 3 * state.interval && !troubles.has("spool");
+      const healthy = performance.now() - state.steady < 3 * state.interval &&
+        !troubles.has("spool");
       return Response.json({
         healthy,
         sampled: when(state.at),
@@ -2487,10 +2637,10 @@ function serve(port: number, state: State, signal: AbortSignal): void {
     );
   };
   try {
-    Deno.serve({ port, hostname: "127.0.0.1", signal, onListen: () => {} }, answer);
+    return Deno.serve({ port, hostname: "127.0.0.1", signal, onListen: () => {} }, answer);
   } catch (error) {
-    if (!(error instanceof Deno.errors.AddrInUse)) throw error;
-    throw new Error(`Cannot serve on port ${port}: it is taken; choose another one with --port`);
+    const cause = error instanceof Deno.errors.AddrInUse ? "it is taken" : reason(error);
+    throw new Error(`Cannot serve on port ${port}: ${cause}; choose another one with --port`);
   }
 }
 
@@ -2516,7 +2666,7 @@ const OPTIONS = {
   "help": { type: "boolean", short: "h" },
 } as const;
 
-/** The variable that holds the address of --url-file. */
+/** The variable that holds the address of --url-file, or one with --ca. */
 const URL_VARIABLE = "COLLECT_URL";
 
 async function main(args: string[]): Promise<number> {
@@ -2529,9 +2679,21 @@ async function main(args: string[]): Promise<number> {
     console.log(HELP);
     return 0;
   }
+  const jobs = (["install", "uninstall", "once", "dry-run"] as const).filter((job) => values[job]);
+  if (jobs.length > 1) {
+    throw new Error(`Cannot take --${jobs[0]} with --${jobs[1]}: give one of them`);
+  }
+  if (values.print && !values.install && !values.uninstall) {
+    throw new Error("Cannot take --print alone: it goes with --install or --uninstall");
+  }
   if (values.uninstall) {
-    await uninstall();
+    await uninstall(values.print);
     return 0;
+  }
+  if (!/^\P{Cc}{1,255}$/u.test(values.host ?? "-")) {
+    throw new Error(
+      `Cannot take --host "${values.host}": give 1 to 255 characters, without control characters`,
+    );
   }
   const interval = duration(values.interval, "--interval", 1e3, 3_600e3);
   const limits = {
@@ -2543,22 +2705,28 @@ async function main(args: string[]): Promise<number> {
     if (at < 1) throw new Error(`Cannot take --tag "${tag}": write it as key=value`);
     return [tag.slice(0, at), tag.slice(at + 1)];
   }));
-  const port = Number(values.port ?? 0);
-  if (!(Number.isInteger(port) && port >= 0 && port < 65_536)) {
-    throw new Error(`Cannot take --port "${values.port}": give a number up to 65535`);
+  const port = Number(values.port ?? NaN);
+  if (values.port !== undefined && !(Number.isInteger(port) && port > 0 && port < 65_536)) {
+    throw new Error(`Cannot take --port "${values.port}": give a number from 1 to 65535`);
   }
   const urlFile = values["url-file"];
-  if (values.ca) {
+  const env = (name: string) => Deno.env.get(name);
+  // A service has another environment.
+  const root = values.install ? env("DB_SSLROOTCERT")?.replace(/^system$/, "") : undefined;
+  const ca = values.ca ?? root;
+  if (ca) {
     try {
-      Deno.readTextFileSync(values.ca);
+      new X509Certificate(Deno.readTextFileSync(ca));
     } catch (error) {
-      throw new Error(`Cannot read the CA file "${values.ca}": ${reason(error)}`);
+      const cause =
+        error instanceof Deno.errors.NotFound || error instanceof Deno.errors.PermissionDenied
+          ? reason(error)
+          : "it is no certificate; give one in PEM form";
+      throw new Error(`Cannot read the CA file "${ca}": ${cause}`);
     }
-    Deno.env.set("DB_SSLROOTCERT", values.ca);
-    if (!Deno.env.get("DB_SSLMODE")) Deno.env.set("DB_SSLMODE", "verify-full");
   }
   if (values.install) {
-    const url = urlFile ? addressIn(urlFile) : Deno.env.get("DATABASE_URL");
+    const url = urlFile ? addressIn(urlFile) : env("DATABASE_URL");
     if (!url) {
       throw new Error(
         "Cannot install the service: it needs the database's address; set DATABASE_URL or --url-file",
@@ -2567,16 +2735,18 @@ async function main(args: string[]): Promise<number> {
     if (values.spool) {
       throw new Error(`Cannot install with --spool: a service keeps it in "${STATE}"`);
     }
-    const secrets: Record<string, string> = { url: url + "\n" };
-    if (values.ca) secrets.ca = Deno.readTextFileSync(values.ca);
+    const database = (url: string) => withDefaults(url, { sslmode: env("DB_SSLMODE") }) + "\n";
+    const secrets: Record<string, string> = { url: database(url) };
+    if (ca) secrets.ca = Deno.readTextFileSync(ca);
     const kept: string[] = [];
-    let servers = 0;
+    let n = 0;
     for (const token of tokens) {
       if (token.kind !== "option") continue;
       const { name, value } = token;
-      if (/^(install|print|url-file|ca|once|dry-run)$/.test(name)) continue;
-      if (name === "postgres" && value) {
-        secrets[`postgres${++servers}`] = (value.includes("://") ? value : addressIn(value)) + "\n";
+      if (/^(install|print|url-file|ca)$/.test(name)) continue;
+      if (name === "postgres" && value) secrets[`postgres${++n}`] = database(given(value));
+      else if (name === "scrape" && !/^https?:\/\/[^@?#]*$/.test(value!)) {
+        secrets[`scrape${++n}`] = given(value!) + "\n";
       } else kept.push(value === undefined || !value ? `--${name}` : `--${name}=${value}`);
     }
     const wanted = service(Deno.build.os, kept, secrets);
@@ -2584,6 +2754,8 @@ async function main(args: string[]): Promise<number> {
     else {
       for (const name of Object.keys(secrets)) console.log(`# ${SECRETS}/${name} (0600)`);
       console.log(`# ${HOME}/collect.ts\n# ${wanted.path}\n${wanted.text}`);
+      const hindrance = unreadable();
+      if (hindrance) console.error(hindrance);
     }
     return 0;
   }
@@ -2599,9 +2771,19 @@ async function main(args: string[]): Promise<number> {
       troubles,
     )
     : await Elsewhere.load(values["per-core"]);
-  const scrapes = values.scrape.map((url) => new Scrape(url, values.scrape.length > 1, troubles));
+  const scrapes = values.scrape.map((url) =>
+    new Scrape(given(url), values.scrape.length > 1, troubles)
+  );
+  const locate = () => {
+    if (!urlFile && !ca) return;
+    const url = urlFile ? addressIn(urlFile) : env("DATABASE_URL") ||
+      `postgres://${env("DB_HOST") || "localhost"}:${env("DB_PORT") || 5432}`;
+    // Not by DB_SSLROOTCERT: this is not for the servers of --postgres.
+    const tls = { sslrootcert: ca, sslmode: env("DB_SSLMODE") || "verify-full" };
+    Deno.env.set(URL_VARIABLE, ca ? withDefaults(url, tls) : url);
+  };
   const open = () => {
-    if (urlFile) Deno.env.set(URL_VARIABLE, addressIn(urlFile));
+    locate();
     try {
       return connect({
         max: 1,
@@ -2612,23 +2794,31 @@ async function main(args: string[]): Promise<number> {
         connection: { application_name: "pgpulse collect" },
       }, URL_VARIABLE);
     } catch (error) {
-      throw new Error(reason(error).replace(URL_VARIABLE, `the URL file "${urlFile}"`));
+      const source = urlFile ? `the URL file "${urlFile}"` : "DATABASE_URL";
+      throw new Error(reason(error).replace(URL_VARIABLE, source));
     }
   };
   const offline = values.once || values["dry-run"];
   // A wrong address is told at once; a database that is away is waited for.
-  const target = offline ? undefined : open();
+  const target = offline ? void locate() : open();
   void target?.end();
-  const servers = values.postgres.map((given, i) => {
-    if (!given) return postgresqlSampler(urlFile ? URL_VARIABLE : "DATABASE_URL", troubles);
+  const servers = values.postgres.map((address, i) => {
+    if (!address) return postgresqlSampler(URL_VARIABLE, troubles);
     const variable = `COLLECT_POSTGRES_${i + 1}`;
-    Deno.env.set(variable, given.includes("://") ? given : addressIn(given));
+    Deno.env.set(variable, given(address));
     return postgresqlSampler(variable, troubles);
   });
 
   const spool = new Spool(values.spool ?? spoolFolder(), troubles, limits);
-  const delivery = new Delivery(spool, troubles, open);
-  const state: State = { interval, samples: 0, at: Date.now(), spool, delivery, troubles };
+  const delivery = new Delivery(
+    spool,
+    troubles,
+    open,
+    undefined,
+    urlFile && `the URL file "${urlFile}"`,
+  );
+  const [at, steady] = [Date.now(), performance.now()];
+  const state: State = { interval, samples: 0, at, steady, spool, delivery, troubles };
   const os = osName();
   let host = values.host ?? Deno.hostname();
   let spent = 0;
@@ -2637,7 +2827,10 @@ async function main(args: string[]): Promise<number> {
     const about = JSON.stringify({ os, version: VERSION, interval: interval / 1e3 });
     const head = `{"time":"${new Date(due).toISOString()}","host":${JSON.stringify(host)},` +
       (instance ? `"instance":${JSON.stringify(instance)},` : `"tags":${JSON.stringify(tags)},`);
-    const all = { ...(instance ? {} : summary(metrics)), metrics };
+    // The columns are made of all.
+    const all = instance
+      ? { metrics }
+      : { ...summary(metrics), metrics: largest(metrics, troubles) };
     return `${head}"about":${about},${JSON.stringify(all).slice(1)}`;
   };
   const sample = async (): Promise<Metrics | undefined> => {
@@ -2683,7 +2876,9 @@ async function main(args: string[]): Promise<number> {
     console.log(
       `Samples "${host}" every ${values.interval} into database "${database}" at "${at}:${port}"; ` +
         `the spool is "${spool.dir}"` +
-        (spool.records ? `, ${spool.records} samples wait in it` : ""),
+        (spool.records
+          ? `, ${spool.records} ${spool.records === 1 ? "sample waits" : "samples wait"} in it`
+          : ""),
     );
   }
   if (port) serve(port, state, stop.signal);
@@ -2748,7 +2943,7 @@ async function main(args: string[]): Promise<number> {
     if (metrics) {
       keep(record(due, metrics));
       state.samples++;
-      state.at = Date.now();
+      [state.at, state.steady] = [Date.now(), performance.now()];
     }
     void scrape();
     for (const server of servers) void watch(due, server);

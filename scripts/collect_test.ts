@@ -7,11 +7,13 @@ import {
   duration,
   Elsewhere,
   FileSystems,
+  largest,
   Linux,
   mounts,
   rates,
   readPage,
   Scrape,
+  serve,
   service,
   shares,
   size,
@@ -19,6 +21,7 @@ import {
   summary,
   ticks,
   Troubles,
+  withDefaults,
 } from "./collect.ts";
 import postgres from "npm:postgres@3.4.9";
 import {
@@ -75,9 +78,6 @@ const STAND_IN = `
   declare
     taken int;
   begin
-    if jsonb_path_exists(batch, '$[*] ? (@.metrics.type() != "object")') then
-      raise exception 'A record has no metrics' using errcode = '22023';
-    end if;
     insert into batches (size, first, now) select jsonb_array_length(batch),
       (batch->0->>'time')::timestamptz, batch->0->'about'->>'now';
     insert into system_metrics
@@ -384,6 +384,67 @@ Deno.test("file systems: one that hangs is told once, asked once, and holds up n
   deepStrictEqual(troubles.heard.slice(1), ['File system "/hung" answers again']);
 });
 
+Deno.test("a machine of a thousand mounts: the largest stand in a sample, the columns are of all", () => {
+  const troubles = new Heard();
+  const filesystems = Object.fromEntries(
+    Array.from({ length: 1000 }, (_, n) => [`/${n}`, { size: n, used: n, available: n ? n : 0.1 }]),
+  );
+  const metrics = { filesystems, disks: { vda: { busy: 0.5 } } };
+  strictEqual(summary({ ...metrics, filesystems: { ...filesystems } }).filesystem_used, 0.5);
+  for (let n = 0; n < 2; n++) largest(metrics, troubles);
+  deepStrictEqual(
+    Object.keys(metrics.filesystems).map((path) => +path.slice(1)).sort((a, b) => a - b),
+    [
+      ...Array(100).keys(),
+    ].map((n) => 900 + n),
+  );
+  deepStrictEqual(metrics.disks, { vda: { busy: 0.5 } });
+  deepStrictEqual(troubles.heard, ["Takes the 100 largest of filesystems only, as there are more"]);
+});
+
+Deno.test({
+  name: "Linux: a sensor that hangs is not asked again, and holds up nothing else",
+  ignore: Deno.build.os !== "linux",
+  fn: async () => {
+    await using dir = await folder();
+    const chip = join(dir.path, "sys/class/hwmon/hwmon0");
+    lay(dir.path, { "proc/1/x": "", "sys/class/hwmon/hwmon0/temp1_input": "45000\n" });
+    // A pipe that nobody writes to.
+    ok(new Deno.Command("mkfifo", { args: [join(chip, "name")] }).outputSync().success);
+    const linux = new Linux({ proc: join(dir.path, "proc"), sys: join(dir.path, "sys") });
+    const first = linux.aside();
+    let back = false;
+    const second = linux.aside().then(() => back = true);
+    try {
+      await until("it is not asked again", () => back);
+    } finally {
+      // Opened for both, it waits for nobody; closed, it ends what waits.
+      Deno.openSync(join(chip, "name"), { read: true, write: true }).close();
+      await Promise.all([first, second]);
+    }
+  },
+});
+
+Deno.test("scraping: a page without an end, and characters that the database refuses", async () => {
+  const endless = new Uint8Array(100_000).fill(35);
+  let path = "";
+  const server = Deno.serve(
+    { port: 0, hostname: "127.0.0.1", onListen: () => {} },
+    () =>
+      new Response(
+        path ? path : new ReadableStream({ pull: (to) => to.enqueue(endless) }),
+      ),
+  );
+  const troubles = new Heard();
+  const scrape = new Scrape(`http://127.0.0.1:${server.addr.port}/`, false, troubles);
+  await scrape.read(20_000);
+  match(troubles.heard[0], /it is longer than 5 MB; it is left out/);
+  path = 'a{b="\0c\x07"} 1\n';
+  await scrape.read(20_000);
+  deepStrictEqual(scrape.newest(), { 'a{b="c"}': 1 });
+  await server.shutdown();
+});
+
 Deno.test("scraping: gauges as they are, counters as rates, a page that fails is left out", async () => {
   const page = (n: number) =>
     `# HELP x y
@@ -539,6 +600,95 @@ Deno.test("spool: a half-written last record, older and newer forms", async () =
   deepStrictEqual(files(dir.path), ["7.spool", "lock", "x.spool"]);
 });
 
+Deno.test("spool: one odd file holds up no other", async () => {
+  await using dir = await folder();
+  const head = `{"pgpulse":"spool","version":1}\n`;
+  lay(dir.path, {
+    "1-1.spool": `${head}${record(1)}\n`,
+    "2-5.spool/x": "",
+    "3.spool/x": "",
+    "9.spool": `${head}${record(9)}\n`,
+  });
+  Deno.writeFileSync(join(dir.path, "4.spool"), new Uint8Array(11_000_000));
+  const troubles = new Heard();
+  const spool = new Spool(dir.path, troubles);
+  spool.open();
+  spool.add(record(10));
+  deepStrictEqual(drain(spool), [10, 1, 9].map((n) => record(n)));
+  spool.close();
+  ok(
+    troubles.heard.length === 3 && troubles.heard.every((s) => /^Cannot read ".*left out$/.test(s)),
+  );
+  deepStrictEqual(files(dir.path), ["2-5.spool", "3.spool", "4.spool", "lock"]);
+});
+
+Deno.test("spool: samples that a power cut took are counted, once", async () => {
+  await using dir = await folder();
+  const head = `{"pgpulse":"spool","version":1}\n`;
+  lay(dir.path, { "3-5.spool": "", "4-2.spool": `${head}${record(1)}\n${record(2).slice(0, 50)}` });
+  for (let n = 0; n < 2; n++) {
+    const spool = new Spool(dir.path, new Heard());
+    spool.open();
+    const batch = spool.take()!;
+    spool.giveBack(batch);
+    strictEqual(spool.lost, 0, "the database is away");
+    spool.close();
+  }
+  const troubles = new Heard();
+  const spool = new Spool(dir.path, troubles);
+  spool.open();
+  deepStrictEqual(drain(spool).filter(Boolean), [record(1)]);
+  strictEqual(spool.lost, 6);
+  match(troubles.heard.join(), /^Samples are missing in the spool ".*"; was the power cut/);
+  spool.close();
+});
+
+Deno.test("spool: somebody removes the folder: it goes on in a new one, and counts", async () => {
+  await using dir = await folder();
+  const path = join(dir.path, "spool");
+  const troubles = new Heard();
+  const spool = new Spool(path, troubles);
+  spool.open();
+  for (let n = 0; n < 1100; n++) spool.add(record(n));
+  Deno.removeSync(path, { recursive: true });
+  spool.add(record(1100));
+  spool.open();
+  spool.add(record(1101));
+  strictEqual(spool.lost, 1101 - 64, "those that are not in memory");
+  match(troubles.heard.join(), /^Somebody removed the spool ".*"; samples lost: 1037/);
+  spool.close();
+  const again = new Spool(path, new Heard());
+  again.open();
+  strictEqual(again.lost, 1037);
+  deepStrictEqual(drain(again), Array.from({ length: 65 }, (_, n) => record(1037 + n)));
+  again.close();
+});
+
+Deno.test("spool: a clock that is wrong drops nothing by age, at the start and later", async () => {
+  await using dir = await folder();
+  const limits = { bytes: 1e9, age: 86_400_000 };
+  const { now } = Date;
+  const run = (days: number, from: number) => {
+    const spool = new Spool(dir.path, new Heard(), limits);
+    spool.open();
+    for (let n = from; n < from + 1200; n++) {
+      if (n === from + 600) Date.now = () => now() + days * 86_400_000;
+      spool.add(record(n));
+    }
+    spool.close();
+    strictEqual(spool.lost, 0);
+  };
+  try {
+    run(0, 0);
+    Date.now = () => now() + 200 * 86_400_000;
+    run(400, 1200);
+    Date.now = now;
+    run(-400, 2400);
+  } finally {
+    Date.now = now;
+  }
+});
+
 Deno.test("spool: beyond its limits the oldest are dropped, and counted for good", async () => {
   await using dir = await folder();
   const troubles = new Heard();
@@ -617,7 +767,16 @@ Deno.test({
       spool.add(record(count));
       match(troubles.heard[1], /works again/);
       strictEqual(spool.lost, 0);
+      for (let n = 0; n < count; n++) spool.add(record(n, `{"text":"${"x".repeat(777)}"}`));
       spool.close();
+      match(troubles.heard.at(-1)!, /^Samples in memory that are lost: \d+$/);
+      ok(spool.lost > 100);
+
+      const again = new Spool(dir.path, troubles);
+      again.open();
+      strictEqual(again.records, count + 1 - spool.lost, "they can be sent, and make room");
+      strictEqual(new Set(drain(again)).size, count + 1 - spool.lost);
+      again.close();
     } finally {
       unmount();
     }
@@ -642,10 +801,21 @@ Deno.test({
       const remount = ["-o", "remount,rw", dir.path];
       ok(new Deno.Command("mount", { args: remount }).outputSync().success);
       spool.open();
-      match(troubles.heard[1], /works again; 100 samples from memory are in it/);
+      match(troubles.heard[1], /works again; samples in memory are in it/);
+      strictEqual(spool.records, 100);
       deepStrictEqual(new Set(drain(spool)).size, 100);
       strictEqual(spool.lost, 0);
+      spool.add(record(100));
       spool.close();
+
+      // What is in it goes, also from there.
+      ok(new Deno.Command("mount", { args: ["-o", "remount,ro", dir.path] }).outputSync().success);
+      const again = new Spool(join(dir.path, "spool"), new Heard());
+      again.open();
+      again.add(record(101));
+      deepStrictEqual(new Set(drain(again)), new Set([record(100), record(101)]));
+      again.close();
+      strictEqual(again.lost, 0);
     } finally {
       unmount();
     }
@@ -663,18 +833,26 @@ Deno.test("spool: a folder that cannot be had; memory has its limit, and what it
   ok(spool.lost > 15 && spool.lost < 25, `${spool.lost} lost`);
   strictEqual(spool.records, 100 - spool.lost);
   strictEqual(troubles.heard.length, 1);
+  spool.close();
+  strictEqual(spool.lost, 100, "at the end all of them");
 });
 
 // --- delivery ----------------------------------------------------------------------------------
 
 /** Runs a delivery until `until` is true. */
-async function deliver(spool: Spool, troubles: Troubles, url: () => string, done: () => boolean) {
+async function deliver(
+  spool: Spool,
+  troubles: Troubles,
+  url: () => string,
+  done: () => boolean,
+  pauses = { first: 10, away: 50, refused: 50 },
+) {
   const stop = new AbortController();
   const delivery = new Delivery(
     spool,
     troubles,
     () => postgres(url(), { max: 1, prepare: false, fetch_types: false, connect_timeout: 2 }),
-    { first: 10, away: 50, refused: 50 },
+    pauses,
   );
   const running = delivery.run(stop.signal);
   try {
@@ -684,6 +862,21 @@ async function deliver(spool: Spool, troubles: Troubles, url: () => string, done
     await running;
   }
 }
+
+Deno.test("delivery: records that say nothing about their host are JSON, too", async () => {
+  await using dir = await folder();
+  const spool = new Spool(dir.path, new Heard());
+  spool.open();
+  spool.add(record(1).replace('{"version":"1"}', "{}"));
+  spool.add(record(2));
+  const queries: string[] = [];
+  const unsafe = (query: string) => Promise.resolve(queries.push(query));
+  await new Delivery(spool, spool.troubles, () => ({ unsafe }) as never).round();
+  const [first, second] = JSON.parse(/\$json\$(.*)\$json\$/.exec(queries[0])![1]);
+  deepStrictEqual(first.about, {});
+  ok("now" in second.about && second.about.version === "1");
+  spool.close();
+});
 
 Deno.test("delivery", async (t) => {
   await using server = await testServer();
@@ -733,6 +926,108 @@ Deno.test("delivery", async (t) => {
     deepStrictEqual(files(dir.path), ["lock"]);
   });
 
+  await t.step("a changed password, a missing function: samples are kept, told once", async () => {
+    await clear();
+    await using dir = await folder();
+    const troubles = new Heard();
+    const spool = new Spool(dir.path, troubles);
+    spool.open();
+    await sql`alter role collector password 'second'`;
+    await sql`alter function pgpulse.collect rename to gone`;
+    spool.add(record(1));
+    let asked = 0;
+    const address = () => {
+      // Somebody changes the file with the address, and later migrates.
+      if (asked++ === 3) password.is = "second";
+      return url();
+    };
+    const stop = new AbortController();
+    const delivery = new Delivery(
+      spool,
+      troubles,
+      () => postgres(address(), { max: 1, prepare: false, fetch_types: false }),
+      { first: 10, away: 50, refused: 50 },
+    );
+    const running = delivery.run(stop.signal);
+    await until(
+      "it lacks the function",
+      () => troubles.list().some((s) => /deno task migrate/.test(s)),
+    );
+    strictEqual(spool.records, 1);
+    await sql`alter function pgpulse.gone rename to collect`;
+    await until("it is sent", () => spool.records === 0);
+    stop.abort();
+    await running;
+    strictEqual(troubles.heard.length, 3, `${troubles.heard}`);
+    match(troubles.heard[0], /the password of "collector" is wrong/);
+    ok(!troubles.heard.some((text) => /first|second/.test(text)), "and no password is");
+    spool.close();
+  });
+
+  await t.step("a database without a free connection may soon have one", async () => {
+    await clear();
+    await using dir = await folder();
+    const troubles = new Heard();
+    const spool = new Spool(dir.path, troubles);
+    spool.open();
+    await sql`alter role collector connection limit 0`;
+    spool.add(record(1));
+    const pauses = { first: 3_600_000, away: 10, refused: 3_600_000 };
+    const sending = deliver(spool, troubles, url, () => spool.records === 0, pauses);
+    await until("it has tried", () => troubles.has("database"));
+    await sql`alter role collector connection limit -1`;
+    await sending;
+    match(troubles.heard[0], /no connection free/);
+    spool.close();
+  });
+
+  const pooler = await installed("pgbouncer");
+  await t.step({
+    name: `through PgBouncer in transaction mode${pooler ? "" : " (left out: none on PATH)"}`,
+    ignore: !pooler,
+    fn: async () => {
+      await clear();
+      await using dir = await folder();
+      await Deno.chmod(dir.path, 0o755);
+      const port = quietPort();
+      lay(dir.path, {
+        users: `"collector" "${password.is}"\n`,
+        ini: `[databases]\n* = host=127.0.0.1 port=${server.port}\n[pgbouncer]\n` +
+          `listen_addr = 127.0.0.1\nlisten_port = ${port}\nunix_socket_dir =\nauth_type = plain\n` +
+          `auth_file = ${dir.path}/users\npool_mode = transaction\n`,
+      });
+      const child = new Deno.Command("pgbouncer", {
+        args: [join(dir.path, "ini")],
+        ...(Deno.uid() === 0 ? { uid: 65534, gid: 65534 } : {}),
+        stdout: "null",
+        stderr: "null",
+      }).spawn();
+      try {
+        const spool = new Spool(join(dir.path, "spool"), new Heard());
+        spool.open();
+        // What would end a quotation, were it not written otherwise, and a character of three bytes.
+        const text = String.raw`{"text":"$json$ '' \\ \" €"}`;
+        for (let n = 0; n < 3000; n++) spool.add(record(n, n % 2 ? text : "{}"));
+        const at = url().replace(`:${server.port}/`, `:${port}/`);
+        await deliver(spool, spool.troubles, () => at, () => spool.records === 0);
+        const [{ n, like }] = await sql`select count(*)::int as n,
+          count(*) filter (where metrics = ${text}::text::jsonb)::int as like from system_metrics`;
+        deepStrictEqual([n, like], [3000, 1500]);
+        spool.close();
+      } finally {
+        child.kill("SIGKILL");
+        await child.status;
+      }
+    },
+  });
+});
+
+Deno.test("delivery to the function of the database", async (t) => {
+  await using server = await migrated();
+  const { sql } = server;
+  const clear = () => sql`truncate rows.system_metrics, hosts`;
+  const url = () => server.urlFor("collector", "collect");
+
   await t.step(
     "garbage and records that the database refuses are set aside, no others",
     async () => {
@@ -778,86 +1073,8 @@ Deno.test("delivery", async (t) => {
     await deliver(spool, troubles, url, () => spool.records === 0);
     const [{ n }] = await sql`select count(*)::int as n from system_metrics`;
     strictEqual(n, 2);
-    match(troubles.heard[0], /which the database refuses \(A record has no metrics\)/);
+    match(troubles.heard[0], /which the database refuses \(.*its metrics are no object\)/);
     spool.close();
-  });
-
-  await t.step("a changed password, a missing function: samples are kept, told once", async () => {
-    await clear();
-    await using dir = await folder();
-    const troubles = new Heard();
-    const spool = new Spool(dir.path, troubles);
-    spool.open();
-    await sql`alter role collector password 'second'`;
-    await sql`alter function pgpulse.collect rename to gone`;
-    spool.add(record(1));
-    let asked = 0;
-    const address = () => {
-      // Somebody changes the file with the address, and later migrates.
-      if (asked++ === 3) password.is = "second";
-      return url();
-    };
-    const stop = new AbortController();
-    const delivery = new Delivery(
-      spool,
-      troubles,
-      () => postgres(address(), { max: 1, prepare: false, fetch_types: false }),
-      { first: 10, away: 50, refused: 50 },
-    );
-    const running = delivery.run(stop.signal);
-    await until(
-      "it lacks the function",
-      () => troubles.list().some((s) => /deno task migrate/.test(s)),
-    );
-    strictEqual(spool.records, 1);
-    await sql`alter function pgpulse.gone rename to collect`;
-    await until("it is sent", () => spool.records === 0);
-    stop.abort();
-    await running;
-    strictEqual(troubles.heard.length, 3, `${troubles.heard}`);
-    match(troubles.heard[0], /the password of "collector" is wrong/);
-    ok(!troubles.heard.some((text) => /first|second/.test(text)), "and no password is");
-    spool.close();
-  });
-
-  const pooler = await installed("pgbouncer");
-  await t.step({
-    name: `through PgBouncer in transaction mode${pooler ? "" : " (left out: none on PATH)"}`,
-    ignore: !pooler,
-    fn: async () => {
-      await clear();
-      await using dir = await folder();
-      await Deno.chmod(dir.path, 0o755);
-      const port = quietPort();
-      lay(dir.path, {
-        users: `"collector" "${password.is}"\n`,
-        ini: `[databases]\n* = host=127.0.0.1 port=${server.port}\n[pgbouncer]\n` +
-          `listen_addr = 127.0.0.1\nlisten_port = ${port}\nunix_socket_dir =\nauth_type = plain\n` +
-          `auth_file = ${dir.path}/users\npool_mode = transaction\n`,
-      });
-      const child = new Deno.Command("pgbouncer", {
-        args: [join(dir.path, "ini")],
-        ...(Deno.uid() === 0 ? { uid: 65534, gid: 65534 } : {}),
-        stdout: "null",
-        stderr: "null",
-      }).spawn();
-      try {
-        const spool = new Spool(join(dir.path, "spool"), new Heard());
-        spool.open();
-        // What would end a quotation, were it not written otherwise, and a character of three bytes.
-        const text = String.raw`{"text":"$json$ '' \\ \" €"}`;
-        for (let n = 0; n < 3000; n++) spool.add(record(n, n % 2 ? text : "{}"));
-        const at = url().replace(`:${server.port}/`, `:${port}/`);
-        await deliver(spool, spool.troubles, () => at, () => spool.records === 0);
-        const [{ n, like }] = await sql`select count(*)::int as n,
-          count(*) filter (where metrics = ${text}::text::jsonb)::int as like from system_metrics`;
-        deepStrictEqual([n, like], [3000, 1500]);
-        spool.close();
-      } finally {
-        child.kill("SIGKILL");
-        await child.status;
-      }
-    },
   });
 
   await t.step(
@@ -865,13 +1082,7 @@ Deno.test("delivery", async (t) => {
     async () => {
       await clear();
       await using dir = await folder();
-      await sql.unsafe(`
-      create function refuse() returns trigger language plpgsql as $$ begin
-        if new.host = 'old' then raise exception 'bound' using errcode = '42501'; end if;
-        return new;
-      end $$;
-      create trigger refuse before insert on system_metrics for each row execute function refuse()`)
-        .simple();
+      await sql`select pgpulse.bind_host('old', 'server')`;
       const troubles = new Heard();
       const spool = new Spool(dir.path, troubles);
       const head = `{"pgpulse":"spool","version":1}\n`;
@@ -886,12 +1097,37 @@ Deno.test("delivery", async (t) => {
       await deliver(spool, troubles, url, () => spool.records === 1);
       strictEqual((await sql`select from system_metrics`).length, 3);
       strictEqual(troubles.heard.length, 1, `${troubles.heard}`);
-      match(troubles.heard[0], /bound; log in as the right role.*older samples are kept/);
+      match(
+        troubles.heard[0],
+        /"old": it is bound to role "server"; The owner.*bind_host\(host, role\).*samples are kept/,
+      );
       spool.close();
       ok(Deno.readTextFileSync(join(dir.path, "1-1.spool")).includes(old));
-      await sql.unsafe("drop trigger refuse on system_metrics").simple();
     },
   );
+
+  await t.step("nor where they are in memory, and they are not sent again and again", async () => {
+    await clear();
+    await sql`select pgpulse.bind_host('old', 'server')`;
+    await using dir = await folder();
+    lay(dir.path, { file: "" });
+    let batches = 0;
+    const troubles = new Heard();
+    const spool = new class extends Spool {
+      override take() {
+        const batch = super.take();
+        if (batch) batches++;
+        return batch;
+      }
+    }(join(dir.path, "file", "spool"), troubles);
+    spool.open();
+    spool.add(record(0).replace('"h"', '"old"'));
+    for (let n = 1; n <= 64; n++) spool.add(record(n));
+    let looks = 0;
+    await deliver(spool, troubles, url, () => troubles.has("held") && ++looks > 5);
+    deepStrictEqual([batches, spool.records], [1, 1]);
+    strictEqual((await sql`select from system_metrics`).length, 64);
+  });
 
   await t.step(
     "kill -9 at 20 random moments: what the spool took is there exactly once",
@@ -899,6 +1135,7 @@ Deno.test("delivery", async (t) => {
       await clear();
       await using dir = await folder();
       const kills = Number(Deno.env.get("COLLECT_KILLS") ?? 20);
+      const start = Math.floor(Date.now() / 1e3 - 2 * 86_400) * 1e3;
       const program = join(dir.path, "program.ts");
       // It says each number only after the spool has taken it.
       Deno.writeTextFileSync(
@@ -907,7 +1144,13 @@ Deno.test("delivery", async (t) => {
       import { Delivery, Spool, Troubles } from ${JSON.stringify(join(ROOT, "scripts/collect.ts"))};
       import postgres from "npm:postgres@3.4.9";
       const troubles = new Troubles();
-      const spool = new Spool(${JSON.stringify(join(dir.path, "spool"))}, troubles);
+      const text = new TextEncoder();
+      const spool = new class extends Spool {
+        override acknowledge(entries) {
+          super.acknowledge(entries);
+          Deno.stdout.writeSync(text.encode("fresh\\n"));
+        }
+      }(${JSON.stringify(join(dir.path, "spool"))}, troubles);
       spool.open();
       const [from, last] = Deno.args.map(Number);
       const open = () => postgres(${
@@ -916,10 +1159,10 @@ Deno.test("delivery", async (t) => {
       const delivery = new Delivery(spool, troubles, open, { first: 10, away: 50, refused: 50 });
       const stop = new AbortController();
       const running = delivery.run(stop.signal);
-      const text = new TextEncoder();
       for (let n = from; n < last; n++) {
-        const time = new Date(${START} + n * 1000).toISOString();
-        spool.add(JSON.stringify({ time, host: "h", about: {}, metrics: { n, pad: "x".repeat(n % 3000) } }));
+        const time = new Date(${start} + n * 1000).toISOString();
+        spool.add(JSON.stringify({ time, host: "h", about: { version: "1" },
+          metrics: { n, pad: "x".repeat(n % 3000) } }));
         Deno.stdout.writeSync(text.encode(n + "\\n"));
         delivery.poke();
         if (n % 7 === 0) await new Promise((done) => setTimeout(done, n % 5));
@@ -930,6 +1173,7 @@ Deno.test("delivery", async (t) => {
       spool.close();`,
       );
       let next = 0;
+      let fresh = 0;
       const run = async (last: number, kill: boolean) => {
         const child = new Deno.Command(Deno.execPath(), {
           args: ["run", "-A", "--no-prompt", "--no-check", program, `${next}`, `${last}`],
@@ -950,13 +1194,15 @@ Deno.test("delivery", async (t) => {
         }
         const { success } = await child.status;
         // A number whose newline is missing was not said.
-        const numbers = said.slice(0, said.lastIndexOf("\n") + 1).split("\n").filter(Boolean);
+        const lines = said.slice(0, said.lastIndexOf("\n") + 1).split("\n");
+        const numbers = lines.filter((line) => /^\d/.test(line));
         if (numbers.length) next = Number(numbers.at(-1)) + 1;
+        fresh += lines.filter((line) => line === "fresh").length;
         return success;
       };
       for (let i = 0; i < kills; i++) strictEqual(await run(1e9, true), false);
       const spooled = next;
-      ok(spooled > kills, `${spooled} in all`);
+      ok(spooled > kills && fresh > kills, `${spooled} in all, ${fresh} times the newest`);
       ok(await run(spooled, false), "the last run sends what is left");
       const rows = await sql`select (metrics->>'n')::int as n from system_metrics order by 1`;
       const found = new Set(rows.map(({ n }) => n));
@@ -964,7 +1210,9 @@ Deno.test("delivery", async (t) => {
       for (let n = 0; n < spooled; n++) ok(found.has(n), `${n} of ${spooled} is missing`);
       strictEqual(found.size, rows.length, "none twice");
       deepStrictEqual(files(join(dir.path, "spool")), ["lock"]);
-      if (kills > 20) console.log(`${kills} kills, ${spooled} records`);
+      if (kills > 20) {
+        console.log(`${kills} kills, ${spooled} records, ${fresh} batches of the newest`);
+      }
     },
   );
 });
@@ -1033,12 +1281,44 @@ Deno.test("--once, --dry-run and wrong flags, copied alone", async () => {
       [["--url-file", "gone"], /Cannot read the URL file "gone"/],
       [["--ca", "gone"], /Cannot read the CA file "gone"/],
       [["--install", "--print"], /set DATABASE_URL or --url-file/],
+      [["--print"], /Cannot take --print alone/],
+      [["--install", "--dry-run"], /Cannot take --install with --dry-run/],
+      [["--host", ""], /Cannot take --host "": give 1 to 255 characters/],
+      [["--host", "x".repeat(256)], /Cannot take --host "x+"/],
+      [["--port", "0"], /Cannot take --port "0": give a number from 1/],
     ] as const
   ) {
     const { code, stderr } = await place.run([...args]);
     strictEqual(code, 1);
     match(stderr, message);
     ok(!stderr.includes("    at "), stderr);
+  }
+});
+
+Deno.test("health is by a clock that nobody sets; a port that is not to be had is told", async () => {
+  await using dir = await folder();
+  const troubles = new Heard();
+  const spool = new Spool(dir.path, troubles);
+  const delivery = new Delivery(spool, troubles, () => ({}) as never);
+  // The newest sample is ten intervals old, and the clock went back since by an hour.
+  const [at, steady] = [Date.now() + 3_600_000, performance.now() - 10_000];
+  const state = { interval: 1000, samples: 1, at, steady, spool, delivery, troubles };
+  const stop = new AbortController();
+  const port = quietPort();
+  const server = serve(port, state, stop.signal);
+  const health = await fetch(`http://127.0.0.1:${port}/healthz`);
+  deepStrictEqual([health.status, (await health.json()).healthy], [503, false]);
+  throws(() => serve(port, state, stop.signal), /Cannot serve on port \d+: it is taken; choose/);
+  stop.abort();
+  await server.finished;
+  const real = Deno.serve;
+  try {
+    Deno.serve = (() => {
+      throw new Deno.errors.PermissionDenied("Permission denied (os error 13)");
+    }) as never;
+    throws(() => serve(80, state, stop.signal), /on port 80: Permission denied; choose .* --port$/);
+  } finally {
+    Deno.serve = real;
   }
 });
 
@@ -1061,15 +1341,61 @@ Deno.test("--install --print: a service that hides its passwords", async () => {
     match(stdout, /^LoadCredential=url:/m);
     match(stdout, /^DynamicUser=yes$/m);
   }
-  const { text, path } = service(
+  const { text, path, modules } = service(
     "darwin",
     ["--tag=a=<b>"],
     { url: "postgres://x:secret@y/z" },
     "/d",
   );
   match(path, /\.plist$/);
+  ok(modules.some((name) => /systeminformation@/.test(name)), "it needs no registry to start");
   match(text, /<string>--tag=a=&lt;b&gt;<\/string>/);
   ok(!text.includes("secret"));
+  const linux = service("linux", [], { url: "", scrape1: "" });
+  match(linux.text, /^ExecStart=.* --scrape=\$\{CREDENTIALS_DIRECTORY\}\/scrape1$/m);
+});
+
+/** A certificate of an authority whose key nobody has. */
+const AUTHORITY = `-----BEGIN CERTIFICATE-----
+MIIBfzCCASWgAwIBAgIUXfXXIKT7KQ+Xubxw0/C4UNYdyz0wCgYIKoZIzj0EAwIw
+FDESMBAGA1UEAwwJYXV0aG9yaXR5MCAXDTI2MTEyMzAwMjQxM1oYDzIxMjYxMDMw
+MDAyNDEzWjAUMRIwEAYDVQQDDAlhdXRob3JpdHkwWTATBgcqhkjOPQIBBggqhkjO
+PQMBBwNCAARLeAeiIrq8WeVmoE+g6JZ0WzLw5iWm3qmOieD6E9hXDdzVKkiQSWm+
+PIFGbLiR52aEPS6Vg3XJUY1sHFNeL6V7o1MwUTAdBgNVHQ4EFgQUyp394YzMIWYh
+vGlaDr9prfRZZ28wHwYDVR0jBBgwFoAUyp394YzMIWYhvGlaDr9prfRZZ28wDwYD
+VR0TAQH/BAUwAwEB/zAKBggqhkjOPQQDAgNIADBFAiEAxT5cCcCqjyUYMxUawG6c
+HuSFvxmRngbg2Vfc7zCOJj0CIFFKpQfz80WEeYg9cPN8x48h6deUHkXI1CzeGndZ
+SKRT
+-----END CERTIFICATE-----
+`;
+
+Deno.test("--install keeps TLS as it was tried; --uninstall --print removes nothing", async () => {
+  await using place = await alone();
+  lay(place.path, { "ca.pem": AUTHORITY });
+  const address = "postgres://collector@db/testdb";
+  const env = { DATABASE_URL: address, DB_SSLROOTCERT: "ca.pem", DB_SSLMODE: "verify-ca" };
+  const scrapes = ["http://me:sesame@h/metrics", "http://h/?token=open", "http://plain/metrics"];
+  const { stdout } = await place.run(
+    ["--install", "--print", ...scrapes.flatMap((url) => ["--scrape", url])],
+    env,
+  );
+  ok(!/sesame|token/.test(stdout), stdout);
+  match(stdout, /--scrape=http:\/\/plain\/metrics/);
+  match(stdout, /^# \S+\/ca \(0600\)\n# \S+\/scrape1 \(0600\)\n# \S+\/scrape2 \(0600\)\n#/m);
+  const gone = await place.run(["--install", "--print"], { ...env, DB_SSLROOTCERT: "gone.pem" });
+  match(gone.stderr, /Cannot read the CA file "gone.pem"/);
+  lay(place.path, { "bad.pem": "authority\n" });
+  const bad = await place.run(["--ca", "bad.pem"], { DATABASE_URL: address });
+  strictEqual(bad.code, 1);
+  match(bad.stderr, /^Cannot read the CA file "bad.pem": it is no certificate/);
+  strictEqual(withDefaults(address, { sslmode: "verify-ca" }), `${address}?sslmode=verify-ca`);
+  strictEqual(
+    withDefaults(`${address}?sslmode=require`, { sslmode: "verify-full", sslrootcert: "/x" }),
+    `${address}?sslmode=require&sslrootcert=%2Fx`,
+  );
+  const { code, stdout: removed } = await place.run(["--uninstall", "--print"]);
+  strictEqual(code, 0);
+  match(removed, /^Would remove \//);
 });
 
 Deno.test("as a program: two with one spool, health, metrics, an outage, its own restart", async () => {
@@ -1110,6 +1436,14 @@ Deno.test("as a program: two with one spool, health, metrics, an outage, its own
   ok(values.find(({ name }) => name === "pgpulse_collect_samples_total")!.value >= 2);
   ok(values.find(({ name }) => name === "pgpulse_collect_samples_total")!.counts);
 
+  // The CA is that of the database it writes to, which has no TLS; the other one is another matter.
+  lay(place.path, { "ca.pem": AUTHORITY });
+  const watched = await place.run(
+    ["--once", "--url-file", urlFile, "--ca", "ca.pem", "--postgres", "--postgres", server.url],
+  );
+  strictEqual(watched.stdout.match(/^ +"instance": "testdb@/gm)?.length, 1, watched.stdout);
+  match(watched.stderr, /Cannot watch "testdb@.*TLS/);
+
   const second = await place.run(args);
   strictEqual(second.code, 1);
   match(second.stderr, /Cannot use the spool "spool": another collector has it \(process \d+\)/);
@@ -1127,7 +1461,7 @@ Deno.test("as a program: two with one spool, health, metrics, an outage, its own
       from (select time - lag(time) over (order by time) as gap from system_metrics) g`;
     return await count() >= before + 4 && gaps <= 1;
   }, 20_000);
-  match(third.said(), /\d samples wait in it/);
+  match(third.said(), /1 sample waits in it|\d samples wait in it/);
   strictEqual(await third.end("SIGTERM"), 0);
   ok(!files(join(place.path, "spool")).some((name) => name.endsWith("refused.ndjson")));
   const [{ odd }] = await server.sql`

@@ -1360,10 +1360,13 @@ function hearGrafana(line: string, stopping: boolean): string | undefined {
   return stopping && /context cancell?ed/.test(line) ? undefined : line;
 }
 
-/** Tries the roles in a foreign database; the scripts fall back to the owner. */
+/** Tries the roles in a foreign database, where the scripts fall back to the owner. */
 async function tryRoles(db: Database, log: Log): Promise<void> {
-  if (!db.external) return;
   const sql = connect({ max: 1 });
+  if (!db.external) {
+    // This machine's own: whoever looks at it may see what everybody does there.
+    return void await sql`grant pg_monitor to collector`.finally(() => sql.end());
+  }
   const roles = (await sql`select rolname from pg_roles`).map(({ rolname }) => rolname);
   await sql.end();
   const advice = (role: string, variable: string) =>

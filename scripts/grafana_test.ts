@@ -666,29 +666,42 @@ Deno.test("the factory's dashboards: numbers, ranges, thresholds and variables t
  */
 function samples(
   host: string,
-  { cpu = 0.3, memory = 0.5, disk = 0.4, rise = 0, ahead = 0, now = Date.now() },
+  {
+    cpu = 0.3,
+    memory = 0.5,
+    root = 0.2,
+    disk = 0.4,
+    rise = 0,
+    ahead = 0,
+    every = 5,
+    now = Date.now(),
+  },
 ): Any[] {
-  const tick = Math.floor(now / 5000) * 5000, hour = Math.floor(now / 3_600_000) * 3_600_000;
+  const tick = Math.floor(now / 1000 / every) * 1000 * every,
+    hour = Math.floor(now / 3_600_000) * 3_600_000;
   const times = [
     ...Array.from({ length: 240 }, (_, i) => hour - (i + 1) * 3_600_000),
-    ...Array.from({ length: 240 }, (_, i) => tick - i * 5000),
+    ...Array.from({ length: 6 }, (_, i) => tick - (i + 1) * 3_600_000),
+    ...Array.from({ length: 240 }, (_, i) => tick - i * 1000 * every),
   ];
   return times.map((time) => ({
     time: new Date(time).toISOString(),
     host,
     tags: { role: "web" },
-    about: { os: "Linux", version: "1", interval: 5, now: new Date(now + ahead).toISOString() },
+    about: { os: "Linux", version: "1", interval: every, now: new Date(now + ahead).toISOString() },
     metrics: {
       cpu: { used: cpu, user: cpu / 2, system: cpu / 4, iowait: 0.01, steal: 0.01, cores: 4 },
       load: [1, 1, 1],
       memory: { total: 1000, available: 1000 * (1 - memory), free: 1, buffers: 1, cached: 1 },
       swap: { total: 100, used: 10 },
       filesystems: Object.fromEntries(
-        [["/", 0.2], ["/data", disk - rise * (now - time) / 3_600_000]].map(([mount, used]) => [
+        [["/", root], ["/snap", 1], ["/data", disk - rise * (now - time) / 3_600_000]].map((
+          [mount, used],
+        ) => [
           mount,
           {
             device: "/dev/vda1",
-            type: "ext4",
+            type: mount === "/snap" ? "squashfs" : "ext4",
             size: 1e9,
             used: 1e9 * Math.max(Number(used), 0.01),
             available: 1e9 * (1 - Math.max(Number(used), 0.01)),
@@ -745,10 +758,10 @@ for (const major of [15, 18] as const) {
       await sender.end();
     };
     await send([
-      ...samples("calm", {}),
+      ...samples("calm", { every: 7 }),
       ...samples("Bob's host <1>", { cpu: 0.97, memory: 0.97, ahead: 60_000 }),
       ...samples("full", { disk: 0.95 }),
-      ...samples("filling", { disk: 0.6, rise: 0.05 }),
+      ...samples("filling", { root: 0.65, disk: 0.6, rise: 0.05 }),
       ...samples("gone", { now: Date.now() - 1_200_000 }),
     ]);
     await server.sql`
@@ -780,11 +793,22 @@ for (const major of [15, 18] as const) {
         await run(dashboard, before, values);
       });
     }
+    await t.step("Host: an interval that fits into no round time is drawn too", async () => {
+      const drawn: string[] = [];
+      await run(host, back(1200, 1), await choose(host, { host: "calm" }), (rows, _, title) => {
+        if (rows.length > 50) drawn.push(title);
+      });
+      for (const title of ["File systems", "Interfaces"]) {
+        ok(drawn.includes(title), `${title}: not among ${drawn}`);
+      }
+    });
     await t.step("a filter by name or tag, and one that nothing passes", async () => {
       const [hosts] = of.filter(({ uid }) => uid === "hosts");
       for (const [filter, many] of [["^ca", 1], ["web", 5], ["n'o", 0]] as const) {
         await run(hosts, back(300, 1), await choose(hosts, { filter }), (rows, _, title) => {
           if (title === "All hosts") strictEqual(rows.length, many, filter);
+          // no image, which is always full
+          if (title === "Fullest mounts") ok(rows.every(({ Mount }) => Mount !== "/snap"));
         });
       }
     });
@@ -804,7 +828,9 @@ for (const major of [15, 18] as const) {
     });
     await t.step("alerts: those that they are for", async () => {
       const fired: Record<string, string[]> = {};
-      for (const [title, rule] of rules.filter(([, { dashboardUid }]) => dashboardUid === "host")) {
+      for (
+        const [title, rule] of rules.filter(([, { dashboardUid }]) => dashboardUid === "hosts")
+      ) {
         const rows = await reader.unsafe(query(rule));
         const [number, ...more] = rows.columns.filter(({ type }) => NUMBERS.includes(type));
         ok(number && !more.length, `${title}: one number and labels`);
@@ -813,15 +839,15 @@ for (const major of [15, 18] as const) {
         fired[title] = rows.filter((row) => {
           const value = Number(row[number.name]);
           return type === "gt" ? value > limit : value < limit;
-        }).map((row) => row.host);
+        }).map(({ host, mount = "" }) => `${host} ${mount}`.trim());
       }
       deepStrictEqual(fired, {
         "Host silent": ["gone"],
         "CPU busy": ["Bob's host <1>"],
         "Memory nearly used up": ["Bob's host <1>"],
-        "File system nearly full": ["full"],
+        "File system nearly full": ["full /data"],
         "Clock off": ["Bob's host <1>"],
-        "Disk full within a day": ["filling"],
+        "Disk full within a day": ["filling /data"],
       });
     });
   });
@@ -1134,7 +1160,9 @@ for (const [title, rule] of rules) {
     const { __dashboardUid__: uid, __panelId__: id } = rule.annotations;
     deepStrictEqual([uid, id], [rule.dashboardUid, `${rule.panelId}`], "messages link by these");
     if (rule.dashboardUid === "machine") match(rule.annotations.link, /Labels\.machine_id/);
-    if (rule.dashboardUid === "host") match(rule.annotations.link, /Labels\.host/);
+    // A panel that shows one host would wear the broken hearts of the others.
+    notStrictEqual(rule.dashboardUid, "host");
+    if (rule.dashboardUid === "hosts") match(rule.annotations.link, /Labels\.host/);
     if (rule.dashboardUid === "readings") match(rule.annotations.link, /Labels\.source/);
   });
 }

@@ -125,7 +125,16 @@ Deno.test("pgpulse.collect", async (t) => {
         from hosts where host = ${host}`;
       return row;
     };
-    await collect([record("kept", now)]);
+    const about = (ahead: number, more: Json = {}) => ({
+      about: {
+        os: "Debian GNU/Linux 12",
+        version: "1",
+        interval: 5,
+        now: new Date(Date.now() + ahead * 1000),
+        ...more,
+      },
+    });
+    await collect([record("kept", now, about(0))]);
     const first = await read("kept");
     deepStrictEqual(
       [
@@ -150,26 +159,37 @@ Deno.test("pgpulse.collect", async (t) => {
     ok(second_.last_seen > first.last_seen);
     // a newer one, with its clock said; the newest of a batch counts, wherever it stands
     await collect([
-      record("kept", now + 5000, { about: { os: "new", now: new Date(Date.now() + 90_000) } }),
+      record("kept", now + 5000, about(90, { os: "new" })),
       record("kept", now - 1000, old),
     ]);
     const third = await read("kept");
     deepStrictEqual([third.os, third.version, third.interval], ["new", "1", 5]);
     ok(third.clock_offset > 85 && third.clock_offset < 95, `${third.clock_offset}`);
     // far ahead, then put right
-    await collect([record("kept", now + 7_200_000, { tags: { wrong: "1" } })]);
+    await collect([record("kept", now + 7_200_000, { ...about(7_200), tags: { wrong: "1" } })]);
     ok((await read("kept")).clock_offset > 7000);
-    await collect([record("kept", now + 10_000)]);
+    await collect([record("kept", now + 10_000, about(0))]);
     const right = await read("kept");
     deepStrictEqual([right.tags, +right.last_time], [{ rack: "7" }, now + 10_000]);
     ok(Math.abs(right.clock_offset) < 60, `${right.clock_offset}`);
+    // put back by an hour: what is fresh tells, whatever its time
+    await collect([record("kept", now - 3_585_000, about(-3_600))]);
+    const behind = await read("kept");
+    strictEqual(+behind.last_time, now - 3_585_000);
+    ok(behind.clock_offset < -3_500 && behind.clock_offset > -3_700, `${behind.clock_offset}`);
+    // a backlog says nothing of the clock, even where nothing newer is known
+    await collect([record("asleep", now - 7_200_000), record("kept", now - 1_000)]);
+    deepStrictEqual(
+      [(await read("asleep")).clock_offset, (await read("kept")).clock_offset],
+      [null, behind.clock_offset],
+    );
   });
 
   await t.step("a bad record is named, and nothing of its batch is taken", async () => {
     const now = second();
     const good = record("bad", now);
     const cases: [Json | unknown, RegExp][] = [
-      [record("bad", now, { time: undefined }), /record 2 of 2 is bad: it has no time/],
+      [record("bad", now, { time: undefined }), /record 2 of 3 is bad: it has no time/],
       [record("bad", now, { time: "yesterday" }), /yesterday|no time/],
       [record("bad", now, { time: "2026-11-22 12:00" }), /no time/],
       [record("bad", now, { time: "2026-13-45T00:00:00Z" }), /out of range/],
@@ -185,15 +205,23 @@ Deno.test("pgpulse.collect", async (t) => {
       [record("bad", now, { about: { interval: -5 } }), /interval/],
       [record("bad", now, { about: { interval: "soon" } }), /soon/],
       [record("bad", now, { instance: "" }), /instance/],
-      [record("bad", now, { cpu: "much" }), /record 2 of 2 is bad: .*much/],
+      [record("bad", now, { cpu: "much" }), /record 2 of 3 is bad: .*much/],
+      [record("bad", now, { cpu: "NaN" }), /record 2 of 3 is bad: a number of it is NaN/],
+      [record("bad", now, { sent_bytes: "Infinity" }), /is NaN or infinite/],
+      [record("bad", now, { load1: "-Infinity" }), /is NaN or infinite/],
+      [record("bad", now, { about: { now: "soon" } }), /record 2 of 3 is bad: .*soon/],
+      [
+        record("bad", now, { metrics: { collector: { lost: 1.5 } } }),
+        /record 2 of 3 is bad: .*bigint: "1\.5"/,
+      ],
       [record("bad", now, { metrics: { filesystems: 1 } }), /filesystems/],
       [record("bad", now, { metrics: { network: [] } }), /network/],
       [record("bad", now, { metrics: { scrape: 5 } }), /scrape/],
-      [7, /record 2 of 2/],
-      [null, /record 2 of 2/],
+      [7, /record 2 of 3/],
+      [null, /record 2 of 3/],
     ];
     for (const [bad, reason] of cases) {
-      const error = await fault([good, bad]);
+      const error = await fault([good, bad, good]);
       strictEqual(error.code, "22023", `${JSON.stringify(bad)}: ${error.message}`);
       match(error.message, reason);
     }
@@ -228,6 +256,26 @@ Deno.test("pgpulse.collect", async (t) => {
     match(away.message, /host "free": role "agent" is bound to other hosts/);
     strictEqual((await fault([record("bound", now, { instance: "a@b" })])).code, "42501");
     strictEqual((await fault([record("new", now)], agent)).code, "42501");
+    // A database goes with the host that has sent its newest sample.
+    const watched = (host: string, i: number) =>
+      record(host, now + i, { instance: "testdb@db1:5432", metrics: {} });
+    await collect([watched("free", 0)]);
+    const stolen = await fault([watched("bound", 1)], agent);
+    strictEqual(stolen.code, "42501");
+    match(
+      stolen.message,
+      /samples of "testdb@db1:5432", which are from host "free": role "agent" is bound to other/,
+    );
+    deepStrictEqual(await collect([watched("other", 2)]), { taken: 1, known: 0 });
+    await sql`select pgpulse.bind_host('other', 'agent')`;
+    match(
+      (await fault([record("free", now + 2000), watched("free", 3)])).message,
+      /samples of "testdb@db1:5432", which are from host "other": it is bound to role "agent"/,
+    );
+    deepStrictEqual(await collect([watched("bound", 4)], agent), { taken: 1, known: 0 });
+    await sql`delete from postgresql_metrics where instance = 'testdb@db1:5432'`;
+    await sql`delete from postgresql_instances`;
+    await sql`select pgpulse.bind_host('other', null)`;
     deepStrictEqual(await collect([record("bound", now)], agent), { taken: 1, known: 0 });
     await rejects(sql`select pgpulse.bind_host('bound', 'nobody_of_that_name')`, /no such role/);
     await rejects(collector`select pgpulse.bind_host('bound', null)`, /permission denied/);
@@ -308,7 +356,9 @@ Deno.test("pgpulse.collect", async (t) => {
       used_ratio: 600 / 900,
       inodes: 100,
       inodes_used: 10,
+      image: false,
     });
+    strictEqual((await one("host_filesystems", "mount = '/snap/core'")).image, true);
     deepStrictEqual(await one("host_disks", "disk = 'vda'"), {
       disk: "vda",
       read_bytes: 10,
@@ -376,6 +426,72 @@ Deno.test("pgpulse.collect", async (t) => {
       true,
     ]);
   });
+
+  await t.step("role server reads every view", async () => {
+    const server = client("server", "server");
+    const views = await sql`
+      select viewname as name from pg_views
+      where schemaname = 'public' and viewname ~ '^(hosts?|postgresql)_'`;
+    ok(views.length > 25, `${views.length}`);
+    for (const { name } of views) await server`select * from ${server(name)} limit 1`;
+  });
+
+  await t.step("pgpulse.fleet has each host at each moment, whatever its interval", async () => {
+    const upto = Math.floor(Date.now() / 1000);
+    for (const interval of [5, 7, 700]) {
+      const newest = Math.floor(upto / interval) * interval;
+      const times = Array.from(
+        { length: Math.ceil(2000 / interval) + 1 },
+        (_, i) => (newest - i * interval) * 1000,
+      );
+      await collect(
+        times.map((time) => record(`every ${interval}`, time, { about: { interval } })),
+      );
+    }
+    const found = await sql`
+      select host, count(*)::int as n, count(distinct time)::int as moments
+      from pgpulse.fleet(to_timestamp(${upto - 1000}), to_timestamp(${upto}))
+      where host like 'every %'
+      group by 1
+      order by 1`;
+    const [{ n }] = found;
+    ok(n >= 15, `${n}`);
+    deepStrictEqual([...found].map((row) => ({ ...row })), [
+      { host: "every 5", n, moments: n },
+      { host: "every 7", n, moments: n },
+      { host: "every 700", n, moments: n },
+    ]);
+  });
+
+  await t.step(
+    "pgpulse.fleet has a host that has just begun, and moments since the first",
+    async () => {
+      const now = Date.now();
+      const since = Math.floor(now / 60_000) * 60_000 - 180_000;
+      await sql.begin(async (tx) => {
+        // A fleet of its own, for the length of this transaction.
+        await tx`delete from rows.system_metrics`;
+        await tx`update hosts set last_seen = null`;
+        const young = Array.from({ length: 36 }, (_, i) => record("young", since + i * 5_000));
+        for (const batch of [young, [record("new", Math.floor(now / 1000) * 1000 + 3)]]) {
+          await tx`select pgpulse.collect(${JSON.stringify(batch)}::text::json)`;
+        }
+        const found = await tx`
+        select host, count(*)::int as n
+        from pgpulse.fleet(now() - interval '6 hours', now())
+        group by 1
+        order by 1`;
+        deepStrictEqual(found.map(({ host, n }) => [host, n > 10]), [["new", false], [
+          "young",
+          true,
+        ]]);
+        strictEqual(found[0].n, 1);
+        throw undefined;
+      }).catch((error) => {
+        if (error) throw error;
+      });
+    },
+  );
 
   await t.step("live streams read them", async () => {
     const [row] = await sql`
@@ -589,6 +705,22 @@ Deno.test("pgpulse.watch_stream", async (t) => {
     await watch(["network"], "web2");
     deepStrictEqual((await leases()).map(({ stream }) => stream), ["network"]);
   });
+  await t.step("where there are many, only for values that are there", async () => {
+    await sql`insert into hosts (host) values ('web1')`;
+    await sql`insert into system_metrics (time, host, metrics) values (now(), 'web1', '{}')`;
+    await sql`
+      insert into pgpulse.watches
+      select 'cpu', 'junk ' || i, now() + interval '2 minutes' from generate_series(1, 1000) i`;
+    await watch(["cpu", "memory"], "web1");
+    await watch(["cpu", "memory"], "absent");
+    const found = await sql`
+      select stream, value from pgpulse.watches where value !~ '^junk' and stream <> 'network' order by 1, 2`;
+    deepStrictEqual(found.map(({ stream, value }) => `${stream} ${value}`), [
+      "cpu web1",
+      "memory absent",
+      "memory web1",
+    ]);
+  });
   await t.step("writes nothing where it may not", async () => {
     await sql`truncate pgpulse.watches`;
     await grafana.begin("read only", async (tx) => {
@@ -665,6 +797,19 @@ Deno.test("the relay pushes what is watched at full beat, the rest slowly", asyn
     ok(watched >= 6 && others.every((n) => n <= watched / 3), `${watched} and ${others}`);
     const text = await (await fetch(`${http}metrics`)).text();
     match(text, /pgpulse_relay_channels_resting\{stream="beats"\} 69/);
+  });
+
+  await t.step("leases of values that are not there push it not out", async () => {
+    await sql`
+      insert into pgpulse.watches
+      select 'beats', 'a' || i, now() + interval '2 minutes' from generate_series(1, 600) i`;
+    // now the last one of the table
+    await sql`delete from pgpulse.watches where value = 'h44'`;
+    await sql`select pgpulse.watch_stream('{beats}', 'h44')`;
+    await new Promise((done) => setTimeout(done, 3_000));
+    const [watched, other] = await beat(["h44", "h45"]);
+    ok(watched >= 6 && other <= watched / 3, `${watched} and ${other}`);
+    await sql`delete from pgpulse.watches where value <> 'h44'`;
   });
 
   await t.step("until its lease has ended", async () => {

@@ -467,7 +467,7 @@ for (const major of [15, 18] as const) {
       const tables =
         "metrics|live_metrics|machines|machine_states|machine_history|machine_metrics|" +
         "energy_consumption|production|alarms|maintenance|downtime|" +
-        "hosts|system_metrics|postgresql_metrics|" +
+        "hosts|system_metrics|postgresql_metrics|postgresql_instances|" +
         "reading_analytics|reading_keys|reading_failures|reading_sources|reading_flow|sync_runs";
       // Stored ones stay views over schemas rows and packed.
       const data = new RegExp(`\\b(${tables}|idx_machine_metrics|rows|packed)(\\b|_)`);

@@ -640,11 +640,18 @@ class Stream {
     }
     const before = new Set(this.#live);
     const few = this.#values.length <= FEW_CHANNELS;
-    const watched = new Set([...relay.watched.get(plan.stream) ?? [], ...few ? this.#values : []]);
-    for (const [value, { watchedUntil }] of this.channels) {
-      if (watchedUntil > now) watched.add(value);
-    }
-    this.#live = [...watched].slice(0, MAX_CHANNELS);
+    const here = [...this.channels].filter(([, { watchedUntil }]) => watchedUntil > now);
+    const watched = [...relay.watched.get(plan.stream) ?? []];
+    // Whoever reads may watch anything: values that are not there push out none that are.
+    const known = watched.filter((value) => this.channels.has(value));
+    const unknown = watched.filter((value) => !this.channels.has(value)).slice(0, FEW_CHANNELS);
+    const live = [
+      ...here.map(([value]) => value),
+      ...few ? this.#values : [],
+      ...known,
+      ...unknown,
+    ];
+    this.#live = [...new Set(live)].slice(0, MAX_CHANNELS);
     if (this.#live.some((value) => !before.has(value))) this.#nextFull = 0;
     for (const [, channel] of this.#others()) if (!channel.resting) channel.rest();
   }

@@ -9,6 +9,7 @@ grant usage on schema rows, packed to public;
 do $$
 declare
     sequence regclass;
+    part regclass;
     -- Left out where its tables would be others' own.
     factory boolean := to_regprocedure('pgpulse.add_factory(boolean)') is not null;
 begin
@@ -42,11 +43,22 @@ begin
         grant select on all tables in schema live to server;
         grant select on pgpulse.streams, pgpulse.channels, pgpulse.watches to server;
         grant execute on function pgpulse.watch_stream to server;
-        grant select on public.hosts, public.postgresql_metrics to server;
+        grant select on public.hosts, public.postgresql_metrics, public.postgresql_instances to server;
         execute format(
             'grant select, insert on public.system_metrics, %s to server', pgpulse.rows_of('public.system_metrics')
         );
         grant execute on function pgpulse.collect to server;
+        -- the views over them
+        for part in
+            select c.oid::regclass
+            from pg_class c
+            where c.relnamespace = 'public'::regnamespace
+                and c.relkind = 'v'
+                and c.relname ~ '^(hosts?|postgresql)_'
+                and obj_description(c.oid, 'pg_class') like 'pgpulse:%'
+        loop
+            execute format('grant select on %s to server', part);
+        end loop;
         execute format(
             'grant select on public.reading_analytics, %s to server', pgpulse.rows_of('public.reading_analytics')
         );

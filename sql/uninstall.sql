@@ -141,6 +141,7 @@ begin
         'hosts',
         'system_metrics',
         'postgresql_metrics',
+        'postgresql_instances',
         'reading_analytics',
         'reading_keys',
         'reading_failures',

@@ -152,6 +152,8 @@ begin
             using hint = 'Open panels break when a channel''s fields change: give the new view another '
                 || 'name, or pgpulse.drop_stream it first and reload the panels';
     end if;
+    -- One at a time: each looks which tables the streams of the others need watched.
+    lock table pgpulse.streams in share row exclusive mode;
     insert into pgpulse.streams as s
         (stream, stream_id, rows, history, step, beat, split, slow, columns)
     values (
@@ -228,6 +230,8 @@ create or replace function pgpulse.drop_stream(stream text) returns void
 language plpgsql
 as $$
 begin
+    -- One at a time: each looks which tables the streams of the others need watched.
+    lock table pgpulse.streams in share row exclusive mode;
     delete from pgpulse.streams s where s.stream = drop_stream.stream;
     if not found then
         raise exception 'Cannot drop stream "%": there is none of that name', stream
@@ -324,6 +328,8 @@ where exists (
     from live.%2$I v
     where v.%1$I = found.value
         and v.%3$I > now() - %5$L::interval
+    -- looked up for each value: as a join it would read all those rows
+    offset 0
 )
 order by value$q$,
             s.split, stream, t, first, coalesce(s.history, interval '1 day')
@@ -626,8 +632,11 @@ begin
     from pgpulse.streams s
     where s.stream = any (streams)
         and s.split is not null
-        -- whoever reads may call this
-        and (select count(*) from pgpulse.watches) < 10000
+        -- whoever reads may call this: where it is much, only values that are there
+        and (
+            (select count(*) from pgpulse.watches known where known.stream = s.stream) < 1000
+            or watch_stream.value in (select pgpulse.split_values(s.stream))
+        )
     order by s.stream
     on conflict on constraint watches_pkey do update set until = excluded.until
     where w.until < clock_timestamp() + interval '1 minute';

@@ -51,6 +51,16 @@ as $$
                 then 'its filesystems, disks, network, temperatures or scrape are no object'
             when (r.about ->> 'interval')::float8 not between 0.1 and 86400
                 then 'its interval is no number of seconds'
+            -- Infinity is the largest but for NaN
+            when greatest(
+                    r.cpu, r.iowait, r.steal, r.load1, r.memory_used, r.swap_used, r.filesystem_used,
+                    r.inodes_used, r.disk_busy, r.disk_bytes, r.received_bytes, r.sent_bytes
+                ) >= 'Infinity'
+                or least(
+                    r.cpu, r.iowait, r.steal, r.load1, r.memory_used, r.swap_used, r.filesystem_used,
+                    r.inodes_used, r.disk_busy, r.disk_bytes, r.received_bytes, r.sent_bytes
+                ) = '-Infinity'
+                then 'a number of it is NaN or infinite'
         end
     from (
         select *, said."time"::timestamptz as at, said.metrics::jsonb as measured
@@ -86,6 +96,7 @@ as $$
 declare
     one json;
     i bigint;
+    answer record;
     reason text := 'it is no array of records';
     which text := 'the batch';
 begin
@@ -95,7 +106,9 @@ begin
     loop
         which := format('record %s of %s', i, json_array_length(batch));
         begin
-            select fault into reason from pgpulse.samples(json_build_array(one));
+            -- the sample too, as casts may fail that only it needs
+            select * into answer from pgpulse.samples(json_build_array(one));
+            reason := answer.fault;
         exception when data_exception then
             reason := sqlerrm;
         end;
@@ -154,11 +167,13 @@ as $$
 declare
     of_hosts pgpulse.sample[];
     of_instances pgpulse.sample[];
+    fresh pgpulse.sample[];
     total bigint;
     oldest timestamptz;
     bad boolean;
     barred boolean;
     barred_host text;
+    barred_instance text;
     bound name;
     stored boolean;
     upto timestamptz;
@@ -198,22 +213,65 @@ begin
     if bad or batch is null then
         perform pgpulse.refuse_batch(batch);
     end if;
-    if barred then
-        select s.host, h.role into barred_host, bound
-        from unnest(of_hosts || of_instances) as s
-        left join public.hosts h on h.host = s.host
-        where h.role is distinct from session_user
+    if barred or of_instances is not null then
+        select sender.host, sender.instance, h.role into barred_host, barred_instance, bound
+        from (
+            select s.host, null as instance from unnest(of_hosts || of_instances) as s
+            union all
+            -- A database goes with the host that has sent its newest sample.
+            select i.host, i.instance
+            from public.postgresql_instances i
+            where i.instance = any (array(select s.instance from unnest(of_instances) as s))
+        ) as sender
+        left join public.hosts h on h.host = sender.host
+        where coalesce(
+            h.role <> session_user, exists (select from public.hosts where role = session_user)
+        )
         order by h.role
         limit 1;
-        raise exception 'Cannot take samples of host "%": %', barred_host, case
-            when bound is not null then format('it is bound to role "%s"', bound)
-            else format('role "%s" is bound to other hosts', session_user)
-        end
-            using errcode = 'insufficient_privilege',
-                hint = 'The owner of the database binds them: select pgpulse.bind_host(host, role)';
+        if found then
+            raise exception 'Cannot take samples of %host "%": %',
+                coalesce('"' || barred_instance || '", which are from ', ''),
+                barred_host,
+                case
+                    when bound is not null then format('it is bound to role "%s"', bound)
+                    else format('role "%s" is bound to other hosts', session_user)
+                end
+                using errcode = 'insufficient_privilege',
+                    hint = 'The owner of the database binds them: select pgpulse.bind_host(host, role)';
+        end if;
     end if;
 
     if of_hosts is not null then
+        fresh := case
+            when oldest < upto then pgpulse.not_packed(of_hosts, 'public.system_metrics', 'host')
+            else of_hosts
+        end;
+        -- Twice the same: names that are known beforehand save planning it for each sample.
+        if stored then
+            insert into rows.system_metrics (
+                "time", host, tags, metrics, cpu, iowait, steal, load1, memory_used, swap_used,
+                filesystem_used, inodes_used, disk_busy, disk_bytes, received_bytes, sent_bytes
+            )
+            select
+                "time", host, tags, metrics, cpu, iowait, steal, load1, memory_used, swap_used,
+                filesystem_used, inodes_used, disk_busy, disk_bytes, received_bytes, sent_bytes
+            from unnest(fresh)
+            on conflict do nothing;
+        else
+            insert into public.system_metrics (
+                "time", host, tags, metrics, cpu, iowait, steal, load1, memory_used, swap_used,
+                filesystem_used, inodes_used, disk_busy, disk_bytes, received_bytes, sent_bytes
+            )
+            select
+                "time", host, tags, metrics, cpu, iowait, steal, load1, memory_used, swap_used,
+                filesystem_used, inodes_used, disk_busy, disk_bytes, received_bytes, sent_bytes
+            from unnest(fresh)
+            on conflict do nothing;
+        end if;
+        get diagnostics taken = row_count;
+
+        -- Last, as it makes other batches of the same host wait until this one is committed.
         insert into public.hosts as h
             (host, first_seen, last_seen, last_time, os, version, "interval", tags, clock_offset, lost)
         select distinct on (s.host)
@@ -225,7 +283,8 @@ begin
             s.version,
             make_interval(secs => s."interval"),
             s.tags,
-            extract(epoch from coalesce(s.clock, s."time") - stamp),
+            -- only those that are fresh say what the clock is
+            extract(epoch from s.clock - stamp),
             coalesce(s.lost, 0)
         from unnest(of_hosts) as s
         order by s.host, s."time" desc
@@ -237,55 +296,44 @@ begin
             version = coalesce(excluded.version, h.version),
             "interval" = coalesce(excluded."interval", h."interval"),
             tags = excluded.tags,
-            clock_offset = excluded.clock_offset,
+            clock_offset = coalesce(excluded.clock_offset, h.clock_offset),
             lost = excluded.lost
         -- what is older says nothing of the present, unless the clock was put back
-        where (h.last_time between excluded.last_time and stamp + interval '1 minute') is not true;
+        where excluded.clock_offset is not null
+            or (h.last_time between excluded.last_time and stamp + interval '1 minute') is not true;
         get diagnostics n = row_count;
         if n < total then
             update public.hosts h
             set last_seen = stamp
             where h.host = any (array(select s.host from unnest(of_hosts) as s)) and h.last_seen < stamp;
         end if;
-
-        if oldest < upto then
-            of_hosts := pgpulse.not_packed(of_hosts, 'public.system_metrics', 'host');
-        end if;
-        -- Twice the same: names that are known beforehand save planning it for each sample.
-        if stored then
-            insert into rows.system_metrics (
-                "time", host, tags, metrics, cpu, iowait, steal, load1, memory_used, swap_used,
-                filesystem_used, inodes_used, disk_busy, disk_bytes, received_bytes, sent_bytes
-            )
-            select
-                "time", host, tags, metrics, cpu, iowait, steal, load1, memory_used, swap_used,
-                filesystem_used, inodes_used, disk_busy, disk_bytes, received_bytes, sent_bytes
-            from unnest(of_hosts)
-            on conflict do nothing;
-        else
-            insert into public.system_metrics (
-                "time", host, tags, metrics, cpu, iowait, steal, load1, memory_used, swap_used,
-                filesystem_used, inodes_used, disk_busy, disk_bytes, received_bytes, sent_bytes
-            )
-            select
-                "time", host, tags, metrics, cpu, iowait, steal, load1, memory_used, swap_used,
-                filesystem_used, inodes_used, disk_busy, disk_bytes, received_bytes, sent_bytes
-            from unnest(of_hosts)
-            on conflict do nothing;
-        end if;
-        get diagnostics taken = row_count;
     end if;
 
     if of_instances is not null then
-        of_instances := pgpulse.not_packed(of_instances, 'public.postgresql_metrics', 'instance');
+        fresh := pgpulse.not_packed(of_instances, 'public.postgresql_metrics', 'instance');
         execute format(
             'insert into %s ("time", instance, host, metrics)
             select "time", instance, host, metrics from unnest($1)
             on conflict do nothing',
             pgpulse.rows_of('public.postgresql_metrics')
-        ) using of_instances;
+        ) using fresh;
         get diagnostics n = row_count;
         taken := taken + n;
+
+        insert into public.postgresql_instances as i (instance, host, last_seen, last_time)
+        select distinct on (s.instance)
+            s.instance,
+            s.host,
+            -- of one that is not fresh only its host's clock tells
+            least(s."time" + coalesce(stamp - s.clock, '0'), stamp),
+            s."time"
+        from unnest(of_instances) as s
+        order by s.instance, s."time" desc
+        on conflict (instance) do update set
+            host = excluded.host,
+            last_seen = excluded.last_seen,
+            last_time = excluded.last_time
+        where i.last_seen < excluded.last_seen;
     end if;
     return jsonb_build_object('taken', taken, 'known', total - taken);
 end
@@ -294,8 +342,8 @@ $$;
 comment on function pgpulse.collect is
     'Takes samples of scripts/collect.ts, an array of records (columns of system_metrics by their names, '
     'and about), each once however often it is sent: {"taken": new ones, "known": those that were there}. '
-    'Keeps hosts up to date. A bad record refuses the whole batch (22023), a host that is bound to another '
-    'role too (42501).';
+    'Keeps hosts and postgresql_instances up to date. A bad record refuses the whole batch (22023), a host '
+    'that is bound to another role too, and a database that such a host has sent (42501).';
 
 revoke execute on function
     pgpulse.samples, pgpulse.refuse_batch, pgpulse.not_packed, pgpulse.collect
@@ -317,7 +365,8 @@ $$;
 
 comment on function pgpulse.bind_host is
     'From now on that login role alone may send samples of the host, and those of hosts bound to it only; '
-    'null: any collector may. Needs to be said before the first sample to hold from then on.';
+    'null: any collector may. Needs to be said before the first sample to hold from then on. A database goes '
+    'with the host that has sent its newest sample: postgresql_instances.';
 
 revoke execute on function pgpulse.bind_host from public;
 
@@ -381,7 +430,9 @@ select
     pgpulse.number(f.value -> 'used')
         / nullif(pgpulse.number(f.value -> 'used') + pgpulse.number(f.value -> 'available'), 0) as used_ratio,
     pgpulse.number(f.value -> 'inodes') as inodes,
-    pgpulse.number(f.value -> 'inodes_used') as inodes_used
+    pgpulse.number(f.value -> 'inodes_used') as inodes_used,
+    -- always full
+    coalesce(f.value ->> 'type' in ('squashfs', 'iso9660', 'udf', 'erofs', 'cramfs'), false) as image
 from public.system_metrics s, jsonb_each(s.metrics -> 'filesystems') as f;
 
 create or replace view public.host_disks as
@@ -489,7 +540,8 @@ where h.last_seen is not null;
 comment on view public.host_cpu is 'pgpulse: CPU of hosts, in parts of 1; cpu: all that is in use.';
 comment on view public.host_load is 'pgpulse: load averages of hosts.';
 comment on view public.host_memory is 'pgpulse: memory and swap of hosts, in bytes.';
-comment on view public.host_filesystems is 'pgpulse: file systems of hosts, in bytes and inodes.';
+comment on view public.host_filesystems is
+    'pgpulse: file systems of hosts, in bytes and inodes; image: one that is made full, as those of snaps.';
 comment on view public.host_disks is 'pgpulse: disks of hosts, a second; busy: part of the time.';
 comment on view public.host_network is 'pgpulse: network interfaces of hosts, a second.';
 comment on view public.host_temperatures is 'pgpulse: temperatures of hosts.';
@@ -577,29 +629,68 @@ begin
     stable
     parallel safe
     as $$
+        with moments as (
+            select
+                generate_series(
+                    date_bin(m.stride, m.since, 'epoch') + m.stride,
+                    -- by then those of one moment have come
+                    least(fleet."to", now() - interval '10 seconds'),
+                    m.stride
+                ) as at
+            from (
+                select
+                    r.since,
+                    greatest(
+                        case
+                            when fleet."to" - r.since <= interval '7 minutes' then interval '10 seconds'
+                            when fleet."to" - r.since <= interval '20 minutes' then interval '30 seconds'
+                            when fleet."to" - r.since <= interval '75 minutes' then interval '2 minutes'
+                            else interval '10 minutes'
+                        end,
+                        -- what most have no sample for would be read again and again
+                        (
+                            select least(mode() within group (order by h."interval"), '10 minutes')
+                            from public.hosts h
+                        )
+                    ) as stride
+                from (
+                    -- a fleet younger than the range has as many
+                    select greatest(fleet."from", (
+                        select min(f."time")
+                        from public.system_metrics f
+                        where f."time" > fleet."from" and pgpulse.recent(f."time", interval '3 days')
+                    )) as since
+                    offset 0
+                ) as r
+            ) as m
+            where fleet."to" - fleet."from" <= interval '375 minutes'
+                and fleet."from" > now() - interval '3 days'
+        )
         -- Up to six hours: the samples of some 40 moments, which the index on time finds at once.
         select
             s."time", s.host, s.cpu, s.memory_used, s.filesystem_used, s.received_bytes + s.sent_bytes
         from public.system_metrics s
-        where s."time" = any (array(
-                select generate_series(
-                    date_bin(m.stride, fleet."from", '2000-01-01 00:00:00+00') + m.stride,
-                    -- by then those of one moment have come
-                    least(fleet."to", now() - interval '10 seconds'),
-                    m.stride
-                )
-                from (
-                    select case
-                        when fleet."to" - fleet."from" <= interval '20 minutes' then interval '1 minute'
-                        when fleet."to" - fleet."from" <= interval '75 minutes' then interval '2 minutes'
-                        else interval '10 minutes'
-                    end as stride
-                ) as m
-                where fleet."to" - fleet."from" <= interval '375 minutes'
-                    and fleet."from" > now() - interval '3 days'
-            ))
+        where s."time" = any (array(select at from moments))
             -- none that are packed
             and pgpulse.recent(s."time", interval '3 days')
+        union all
+        -- Where an interval does not fit into the stride, the newest before each moment.
+        select
+            m.at, s.host, s.cpu, s.memory_used, s.filesystem_used, s.received_bytes + s.sent_bytes
+        from (select distinct "interval" from public.hosts) as i
+        join moments m on date_bin(i."interval", m.at, 'epoch') < m.at
+        join public.system_metrics s
+            on s."time" = date_bin(i."interval", m.at, 'epoch')
+            and pgpulse.recent(s."time", interval '3 days')
+        join public.hosts h on h.host = s.host and h."interval" = i."interval"
+        union all
+        -- The newest of those that report, so that what is new is there at once.
+        select
+            fleet."to", n.host, n.cpu, n.memory_used, n.filesystem_used, n.received_bytes + n.sent_bytes
+        from public.hosts_now n
+        where fleet."to" > now() - interval '10 seconds'
+            and fleet."to" - fleet."from" <= interval '375 minutes'
+            and not n.silent
         union all
         select
             r."time", r.host, r.cpu_avg, r.memory_used_avg, r.filesystem_used_avg,
@@ -613,8 +704,8 @@ begin
             and r."time" between fleet."from" and fleet."to"
     $$;
     comment on function pgpulse.fleet is
-        'Every host in a range: up to six hours its samples of some 40 moments, beyond that the mean of each '
-        'hour or day; traffic is what it received and sent.';
+        'Every host in a range: up to six hours its samples of some 40 moments and its newest, beyond that the '
+        'mean of each hour or day; traffic is what it received and sent.';
 end
 $do$;
 

@@ -175,30 +175,12 @@ select
 from public.postgresql_metrics m, jsonb_path_query(m.metrics, '$.slots[*]') as e;
 
 create or replace view public.postgresql_now as
-with recursive found (instance) as (
-    (
-        select m.instance
-        from public.postgresql_metrics m
-        where pgpulse.recent(m."time", '1 day')
-        order by m.instance
-        limit 1
-    )
-    union all
-    select (
-        select m.instance
-        from public.postgresql_metrics m
-        where m.instance > f.instance and pgpulse.recent(m."time", '1 day')
-        order by m.instance
-        limit 1
-    )
-    from found f
-    where f.instance is not null
-)
 select
-    f.instance,
-    s.host,
-    s."time" < now() - greatest(3 * coalesce(h."interval", '5 seconds'), '15 seconds') as silent,
-    s."time" as last_time,
+    i.instance,
+    i.host,
+    i.last_seen < now() - greatest(3 * coalesce(h."interval", '5 seconds'), '15 seconds') as silent,
+    i.last_seen,
+    i.last_time,
     -- of its collector
     h."interval",
     s.metrics ->> 'version' as version,
@@ -217,16 +199,17 @@ select
     pgpulse.number(s.metrics -> 'database_bytes') as database_bytes,
     pgpulse.number(s.metrics -> 'wraparound') as wraparound,
     pgpulse.number(s.metrics -> 'notify_queue') as notify_queue
-from found f
-cross join lateral (
-    select m.*
+from public.postgresql_instances i
+left join lateral (
+    select m.metrics
     from public.postgresql_metrics m
-    where m.instance = f.instance and pgpulse.recent(m."time", '1 day')
-    order by m."time" desc
+    where m.instance = i.instance
+        and m."time" = i.last_time
+        -- not in packed history, which would be unpacked for it
+        and pgpulse.recent(m."time", '1 day')
     limit 1
-) as s
-left join public.hosts h on h.host = s.host
-where f.instance is not null;
+) as s on true
+left join public.hosts h on h.host = i.host;
 
 comment on view public.postgresql_activity is
     'pgpulse: sessions of the whole server; waiting_for_locks of active ones.';
@@ -256,7 +239,7 @@ comment on view public.postgresql_standbys is 'pgpulse: standbys and subscribers
 comment on view public.postgresql_slots is
     'pgpulse: replication slots, and the WAL that they hold back.';
 comment on view public.postgresql_now is
-    'pgpulse: every database of the last day with its newest values; '
+    'pgpulse: every database with its newest values (of the last day); '
     'silent: nothing came for three intervals of its collector, or for 15 s.';
 
 -- A stream of this name that is somebody's own stays as it is.

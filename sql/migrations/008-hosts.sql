@@ -82,6 +82,20 @@ begin
     primary key (instance, "time")
 )$ddl$,
                 'Samples of PostgreSQL databases; rollup.postgresql has them by minute, hour and day'
+            ),
+            (
+                'postgresql_instances',
+                'instance text, host text, last_seen timestamptz, last_time timestamptz',
+                $ddl$(
+    instance text primary key,
+    -- whose collector its newest sample came from
+    host text not null,
+    -- when that was taken, by the clock of the database as far as it can tell
+    last_seen timestamptz not null,
+    -- the same by the clock of the host
+    last_time timestamptz not null
+) with (fillfactor = 50)$ddl$,
+                'PostgreSQL databases that have been sampled; written by pgpulse.collect'
             )
         ) as tables (name, columns, ddl, note)
     loop
