@@ -152,7 +152,7 @@ async function keep(sql: postgres.Sql, every: number, once: boolean, signal: Abo
       if (!waits) console.log("Another session is at work; waits for it");
       waits = true;
       await pause(1_000);
-    } else await pause(next - performance.now());
+    } else await pause(Math.max(0, next - performance.now()));
   }
   if (once && !faults.told.size && !signal.aborted) {
     console.log("All is up to date");
