@@ -17,6 +17,7 @@ import { X509Certificate } from "node:crypto";
 import { statfs } from "node:fs/promises";
 import { loadavg, uptime } from "node:os";
 import { dirname, join } from "node:path";
+import { setTimeout as setTimer } from "node:timers/promises";
 import { parseArgs } from "node:util";
 import postgres from "npm:postgres@3.4.9";
 
@@ -252,17 +253,8 @@ export class Troubles {
 const reason = (error: unknown) =>
   (error instanceof Error ? error.message : String(error)).replace(/ \(os error \d+\).*/s, "");
 
-const sleep = (ms: number, signal?: AbortSignal) =>
-  new Promise<void>((done) => {
-    if (signal?.aborted) return done();
-    const end = () => {
-      clearTimeout(timer);
-      signal?.removeEventListener("abort", end);
-      done();
-    };
-    const timer = setTimeout(end, ms);
-    signal?.addEventListener("abort", end);
-  });
+const sleep = (ms: number, signal?: AbortSignal): Promise<void> =>
+  setTimer(ms, undefined, { signal }).catch(() => {});
 
 /** The promise, or after `ms` an error that says what did not answer. */
 async function within<T>(ms: number, what: string, promise: PromiseLike<T>): Promise<T> {
@@ -2209,11 +2201,14 @@ export class Delivery {
         if (!helper) await this.#fresh();
       }
     };
-    // A long backlog goes over two connections, where a second one can be had.
+    // A long backlog goes over two connections, where a second one can be had. It takes a batch once
+    // it is there: while it connects, younger ones would overtake that one.
     const helper = this.spool.records > BACKLOG ? this.open() : undefined;
     await Promise.all([
       drain().finally(() => failed = true),
-      helper && drain(helper).catch(() => {}).then(() => helper.end({ timeout: 1 })),
+      helper &&
+      within(PATIENCE_MS, "The database", helper`select 1`).then(() => drain(helper))
+        .catch(() => {}).then(() => helper.end({ timeout: 1 })),
     ]);
     if (any) this.#works();
     return any;

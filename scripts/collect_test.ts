@@ -888,6 +888,8 @@ Deno.test("delivery", async (t) => {
 
   await t.step("no database for long: the newest goes first, then the oldest first", async () => {
     await using dir = await folder();
+    // The order is that of one connection; of two, each may be done first.
+    await sql`alter role collector connection limit 1`;
     await server.kill();
     const troubles = new Heard();
     const spool = new Spool(dir.path, troubles);
@@ -924,6 +926,23 @@ Deno.test("delivery", async (t) => {
     ok(troubles.heard.length <= 4, `${troubles.heard}`);
     spool.close();
     deepStrictEqual(files(dir.path), ["lock"]);
+    await sql`alter role collector connection limit -1`;
+  });
+
+  await t.step("a long backlog goes over a second connection, too, and is there once", async () => {
+    await clear();
+    await using dir = await folder();
+    const spool = new Spool(dir.path, new Heard());
+    spool.open();
+    const count = 17_280;
+    for (let n = 0; n < count; n++) spool.add(record(n));
+    let opened = 0;
+    const address = () => (opened++, url());
+    await deliver(spool, spool.troubles, address, () => spool.records === 0);
+    strictEqual(opened, 2);
+    const [{ n }] = await sql`select count(*)::int as n from system_metrics`;
+    strictEqual(n, count);
+    spool.close();
   });
 
   await t.step("a changed password, a missing function: samples are kept, told once", async () => {
