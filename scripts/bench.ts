@@ -328,10 +328,7 @@ async function writers(rounds: number): Promise<void> {
     await server.sql`truncate metrics`;
     await server.sql`checkpoint`;
     const started = performance.now();
-    const out = await new Deno.Command(psql, {
-      args: [server.url, "-qc", `\\copy metrics (value) from '${file}'`],
-    }).output();
-    if (!out.success) throw new Error(new TextDecoder().decode(out.stderr));
+    await runPsql(psql, server.url, `\\copy metrics (value) from '${file}'`);
     return 1e6 / (performance.now() - started) * 1000;
   };
   const figures: Record<string, number[]> = {
@@ -461,10 +458,7 @@ async function backfill(rounds: number): Promise<void> {
   await server.sql.unsafe("alter table metrics disable trigger pgpulse_hint");
   const dir = await Deno.makeTempDir();
   const file = join(dir, "rows.txt");
-  const copy = async (command: string) => {
-    const out = await new Deno.Command(psql, { args: [server.url, "-qc", command] }).output();
-    if (!out.success) throw new Error(new TextDecoder().decode(out.stderr));
-  };
+  const copy = (command: string) => runPsql(psql, server.url, command);
   const ratios: number[] = [];
   const ours: number[] = [];
   const theirs: number[] = [];
@@ -540,10 +534,7 @@ async function year(
     reads.set(figure, samples);
     report(name(figure), samples, "ms", timescale ? "" : goal);
   };
-  const run = async (command: string) => {
-    const out = await new Deno.Command(psql, { args: [server.url, "-qc", command] }).output();
-    if (!out.success) throw new Error(new TextDecoder().decode(out.stderr));
-  };
+  const run = (command: string) => runPsql(psql, server.url, command);
   const columns = `machine_id, metric_type, value, "timestamp"`;
   // Rows of 100 series in the order in which they come; values with two decimals.
   const rows = (from: string, to: string, spacing = every) =>
@@ -773,6 +764,11 @@ async function find(command: string): Promise<string | undefined> {
     ],
   }).output();
   return new TextDecoder().decode(out.stdout).trim() || undefined;
+}
+
+async function runPsql(psql: string, url: string, command: string): Promise<void> {
+  const out = await new Deno.Command(psql, { args: [url, "-qc", command] }).output();
+  if (!out.success) throw new Error(new TextDecoder().decode(out.stderr));
 }
 
 /** `deno task dev` in a copy of the checkout: the first start makes the data, the others are warm. */
@@ -1013,10 +1009,7 @@ async function drain(rounds: number, samples: number): Promise<void> {
     await sql.unsafe(`truncate ${target}`);
     await sql`checkpoint`;
   };
-  const copy = async (command: string) => {
-    const out = await new Deno.Command(psql, { args: [server.url, "-qc", command] }).output();
-    if (!out.success) throw new Error(new TextDecoder().decode(out.stderr));
-  };
+  const copy = (command: string) => runPsql(psql, server.url, command);
   const ratios: number[] = [];
   const ours: number[] = [];
   const theirs: number[] = [];

@@ -6,7 +6,7 @@ import { join } from "node:path";
 import YAML from "npm:yaml@2.9.1";
 import { apply, route } from "./contact-points.ts";
 import { freePort } from "./dev.ts";
-import { ROOT, script, testServer, until } from "./testing.ts";
+import { migrated, ROOT, script, until } from "./testing.ts";
 
 // deno-lint-ignore no-explicit-any -- Grafana's own formats
 type Json = any;
@@ -152,14 +152,8 @@ Deno.test({
   }`,
   ignore: !home,
   async fn(t) {
-    await using server = await testServer();
+    await using server = await migrated();
     const { sql } = server;
-    const migrated = await script("migrate.ts", [], {
-      DATABASE_URL: server.url,
-      DB_PASSWORD: "one",
-      GRAFANA_DB_PASSWORD: "two",
-    });
-    strictEqual(migrated.code, 0, migrated.stderr);
     await sql.unsafe(`
       insert into machines (id, name, area, status) values
           ('M01', 'Foreman''s press', 'Molding', 'running'), ('M02', 'Press 2', 'Molding', 'running'),
@@ -206,7 +200,7 @@ Deno.test({
         PGPULSE_DB_NAME: "testdb",
         PGPULSE_DB_SSLMODE: "disable",
         GRAFANA_DB_USER: "grafana_readonly",
-        GRAFANA_DB_PASSWORD: "two",
+        GRAFANA_DB_PASSWORD: "grafana",
       },
       stdout: "null",
       stderr: "null",

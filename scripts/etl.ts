@@ -29,6 +29,7 @@ import { createHash, timingSafeEqual } from "node:crypto";
 import { createServer, type IncomingMessage, type ServerResponse } from "node:http";
 import { hostname } from "node:os";
 import { pipeline } from "node:stream/promises";
+import { setTimeout as setTimer } from "node:timers/promises";
 import { parseArgs } from "node:util";
 import type { Context } from "npm:hono@4.13.19";
 import { cors } from "npm:hono@4.13.19/cors";
@@ -793,32 +794,20 @@ const add = (sum: Counts, more: Counts) => {
   for (const name of Object.keys(none()) as (keyof Counts)[]) sum[name] += more[name];
 };
 
-const sleep = (ms: number, signal?: AbortSignal) =>
-  new Promise<void>((done) => {
-    if (signal?.aborted) return done();
-    const end = () => {
-      clearTimeout(timer);
-      signal?.removeEventListener("abort", end);
-      done();
-    };
-    const timer = setTimeout(end, ms);
-    signal?.addEventListener("abort", end);
-  });
+const sleep = (ms: number, signal?: AbortSignal): Promise<void> =>
+  setTimer(ms, undefined, { signal }).catch(() => {});
 
 const same = (a: Uint8Array, b: Uint8Array) => Buffer.compare(a, b) === 0;
 
-/** Whether it is the document that was read, but for its status; gives that. */
-function unchanged(item: Item, now: Uint8Array): string | undefined {
-  const { bson, status } = item;
-  if (!status) return;
+/** Whether it is the document that was read, but for its status. */
+function unchanged({ bson, status }: Item, now: Uint8Array): boolean {
+  if (!status) return false;
   const { at, value, end } = status;
   const length = now.length >= value + 5 &&
     new DataView(now.buffer, now.byteOffset).getInt32(value, true);
-  const to = value + 4 + Number(length);
   // All of it, from the length of the document, which differs, to the status; and behind that.
-  if (!same(bson.subarray(4, value), now.subarray(4, value)) || now[at] !== 2) return;
-  if (!same(bson.subarray(end), now.subarray(to))) return;
-  return new TextDecoder().decode(now.subarray(value + 4, to - 1));
+  return now[at] === 2 && same(bson.subarray(4, value), now.subarray(4, value)) &&
+    same(bson.subarray(end), now.subarray(value + 4 + Number(length)));
 }
 
 /** Whether a side is away, and will be back. */
@@ -1145,7 +1134,7 @@ export class Worker implements Sync {
     if (error instanceof MongoError) return explainMongo(error, this.client);
     const { code, message, detail, hint } = error as Record<string, string | undefined>;
     if (!code) return `Cannot sync: ${message}`;
-    return [explain(error, this.#sql), code && detail, code && hint].filter(Boolean).join("; ");
+    return [explain(error, this.#sql), detail, hint].filter(Boolean).join("; ");
   }
 
   /** Ends in good order: the batch in hand is finished before. */
@@ -1523,7 +1512,7 @@ export class Worker implements Sync {
       const _id = this.#encoder.rawId();
       const item = byKey.get(_id.key);
       // Without one: 17 was deleted, and is 17.0 now.
-      if (!item || unchanged(item, now) === undefined) changed.push(_id);
+      if (!item || !unchanged(item, now)) changed.push(_id);
     }
     if (changed.length) await this.#putBack(source, changed);
     return refused;

@@ -12,7 +12,7 @@ import {
   SOURCES,
   walk,
 } from "./generate.ts";
-import { ROOT, script, testServer, until } from "./testing.ts";
+import { migrated, ROOT, testServer, until } from "./testing.ts";
 
 /** The permissions that the head of the script names. */
 const ALLOW = ["--no-prompt", "--allow-env=PG*,DATABASE_URL,DB_*", "--allow-net", "--allow-read"];
@@ -564,14 +564,8 @@ Deno.test("generate outlives a database that is killed", async (t) => {
 });
 
 Deno.test("generate factory writes a plant that holds together", async (t) => {
-  await using server = await testServer();
+  await using server = await migrated();
   const { sql } = server;
-  const migrated = await script("migrate.ts", [], {
-    DATABASE_URL: server.url,
-    DB_PASSWORD: "server",
-    GRAFANA_DB_PASSWORD: "grafana",
-  });
-  strictEqual(migrated.code, 0, migrated.stderr);
   const url = server.urlFor("server", "server");
   const { now } = Date;
   /** Runs it as if it were another time; the database knows nothing of that. */

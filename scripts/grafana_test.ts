@@ -6,7 +6,7 @@ import { basename, join } from "node:path";
 import postgres from "npm:postgres@3.4.9";
 import YAML from "npm:yaml@2.9.1";
 import { summary } from "./collect.ts";
-import { ROOT, script, testServer } from "./testing.ts";
+import { migrated, ROOT } from "./testing.ts";
 
 // deno-lint-ignore no-explicit-any -- JSON and YAML as people wrote them; the tests look at them
 type Any = any;
@@ -154,14 +154,8 @@ Deno.test("macros expand as in Grafana, and what Grafana does not know is refuse
 
 for (const major of [15, 18] as const) {
   Deno.test(`as grafana_readonly, PostgreSQL ${major}: every SQL text returns rows`, async (t) => {
-    await using server = await testServer({ major });
-    const migrated = await script("migrate.ts", [], {
-      DATABASE_URL: server.url,
-      DB_PASSWORD: "one",
-      GRAFANA_DB_PASSWORD: "two",
-    });
-    strictEqual(migrated.code, 0, migrated.stderr);
-    const reader = postgres(server.urlFor("grafana_readonly", "two"), { max: 1 });
+    await using server = await migrated({ major });
+    const reader = postgres(server.urlFor("grafana_readonly", "grafana"), { max: 1 });
     try {
       const addresses = await reader`select address, rows from pgpulse.channels`;
       const windows = new Map(addresses.map(({ address, rows }) => [address, rows]));
@@ -392,15 +386,9 @@ function reading(reader: postgres.Sql, day: Range) {
 
 for (const major of [15, 18] as const) {
   Deno.test(`as grafana_readonly, PostgreSQL ${major}: the factory's dashboards and alerts`, async (t) => {
-    await using server = await testServer({ major });
-    const migrated = await script("migrate.ts", [], {
-      DATABASE_URL: server.url,
-      DB_PASSWORD: "one",
-      GRAFANA_DB_PASSWORD: "two",
-    });
-    strictEqual(migrated.code, 0, migrated.stderr);
+    await using server = await migrated({ major });
     await using reader = Object.assign(
-      postgres(server.urlFor("grafana_readonly", "two"), { max: 1, onnotice: () => {} }),
+      postgres(server.urlFor("grafana_readonly", "grafana"), { max: 1, onnotice: () => {} }),
       { [Symbol.asyncDispose]: () => reader.end() },
     );
     const end = Date.now() + 1000;
@@ -725,16 +713,9 @@ function samples(
 
 for (const major of [15, 18] as const) {
   Deno.test(`as grafana_readonly, PostgreSQL ${major}: the dashboards and alerts of hosts`, async (t) => {
-    await using server = await testServer({ major });
-    const migrated = await script("migrate.ts", [], {
-      DATABASE_URL: server.url,
-      DB_PASSWORD: "one",
-      GRAFANA_DB_PASSWORD: "two",
-      COLLECTOR_DB_PASSWORD: "three",
-    });
-    strictEqual(migrated.code, 0, migrated.stderr);
+    await using server = await migrated({ major });
     await using reader = Object.assign(
-      postgres(server.urlFor("grafana_readonly", "two"), { max: 1, onnotice: () => {} }),
+      postgres(server.urlFor("grafana_readonly", "grafana"), { max: 1, onnotice: () => {} }),
       { [Symbol.asyncDispose]: () => reader.end() },
     );
     const back = (seconds: number, interval: number): Range => (
@@ -749,7 +730,7 @@ for (const major of [15, 18] as const) {
       for (const dashboard of of) await run(dashboard, day, await choose(dashboard, {}));
     });
     const send = async (records: Any[]) => {
-      const sender = postgres(server.urlFor("collector", "three"), { max: 1 });
+      const sender = postgres(server.urlFor("collector", "collect"), { max: 1 });
       for (let i = 0; i < records.length; i += 500) {
         const part = records.slice(i, i + 500);
         const batch = JSON.stringify(part.map((one) => ({ ...one, ...summary(one.metrics) })));
@@ -873,17 +854,10 @@ Deno.test("the dashboards of hosts: names and ranges that people know, one leads
 
 for (const major of [15, 18] as const) {
   Deno.test(`as grafana_readonly, PostgreSQL ${major}: the dashboard and alerts of readings`, async (t) => {
-    await using server = await testServer({ major });
-    const migrated = await script("migrate.ts", [], {
-      DATABASE_URL: server.url,
-      DB_PASSWORD: "one",
-      GRAFANA_DB_PASSWORD: "two",
-      COLLECTOR_DB_PASSWORD: "three",
-    });
-    strictEqual(migrated.code, 0, migrated.stderr);
-    const [reader, etl] = [["grafana_readonly", "two"], ["server", "one"]].map(([role, password]) =>
-      postgres(server.urlFor(role, password), { max: 1, onnotice: () => {} })
-    );
+    await using server = await migrated({ major });
+    const [reader, etl] = [["grafana_readonly", "grafana"], ["server", "server"]].map((
+      [role, password],
+    ) => postgres(server.urlFor(role, password), { max: 1, onnotice: () => {} }));
     await using _ = {
       [Symbol.asyncDispose]: async () => void await Promise.all([reader.end(), etl.end()]),
     };

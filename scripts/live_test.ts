@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { type Browser, chromium, type Page } from "npm:playwright-core@1.65.1";
 import { freePort } from "./dev.ts";
 import { panel } from "./notify-relay.ts";
-import { ROOT, script, testServer, until } from "./testing.ts";
+import { migrated, ROOT, until } from "./testing.ts";
 
 const home = Deno.env.get("GRAFANA_HOME");
 const browserPath = Deno.env.get("CHROMIUM") ?? "/usr/bin/chromium";
@@ -74,13 +74,7 @@ Deno.test({
   }`,
   ignore: lacks !== "",
   fn: async (t) => {
-    await using server = await testServer();
-    const migrated = await script("migrate.ts", [], {
-      DATABASE_URL: server.url,
-      DB_PASSWORD: "server",
-      GRAFANA_DB_PASSWORD: "grafana",
-    });
-    strictEqual(migrated.code, 0, migrated.stderr);
+    await using server = await migrated();
     // Every 30 s for longer than the window reaches.
     await server.sql`
       insert into metrics ("timestamp", value)

@@ -30,8 +30,8 @@ begin
         from pg_class c
         where c.relnamespace = 'public'::regnamespace
             and c.relkind = 'v'
-            and (c.relname ~ '^host_' or c.relname = 'hosts_now' or c.relname ~ '^postgresql_')
-            and c.relname not in ('system_metrics', 'postgresql_metrics')
+            and c.relname ~ '^(hosts?|postgresql)_'
+            and c.relname <> 'postgresql_metrics'
             and obj_description(c.oid, 'pg_class') like 'pgpulse:%'
     loop
         raise notice 'drops view %', name;

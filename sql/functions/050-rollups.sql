@@ -1142,20 +1142,12 @@ where s.bucket = d.bucket%4$s$q$,
 end
 $$;
 
--- One at a time moves a rollup; held to the end of the transaction, as poolers need it.
+-- One at a time moves a rollup.
 create or replace function pgpulse.lock_rollup(name text, wait boolean) returns boolean
-language plpgsql
+language sql
 set search_path = pg_catalog, pg_temp
 as $$
-declare
-    key bigint := hashtextextended('pgpulse rollup ' || name, 0);
-begin
-    if wait then
-        perform pg_advisory_xact_lock(key);
-        return true;
-    end if;
-    return pg_try_advisory_xact_lock(key);
-end
+    select pgpulse.lock('rollup ' || name, wait)
 $$;
 
 create or replace function pgpulse.refresh_rollup(
@@ -1542,12 +1534,21 @@ begin
         );
         return next;
     end loop;
-    if to_regprocedure('pgpulse.upkeep_readings()') is not null then
-        what := 'readings';
+    -- What parts of pgpulse have to do besides: upkeep_readings and the like.
+    for part in
+        select proname
+        from pg_proc
+        where pronamespace = 'pgpulse'::regnamespace
+            and proname ~ '^upkeep_'
+            and proname <> 'upkeep_storage'
+            and pronargs = 0
+        order by 1
+    loop
+        what := substr(part.proname, 8);
         name := null;
         fault := null;
         begin
-            execute 'select detail, more from pgpulse.upkeep_readings()' into detail, more;
+            execute format('select detail, more from pgpulse.%I()', part.proname) into detail, more;
         exception when others then
             detail := null;
             more := false;
@@ -1556,7 +1557,7 @@ begin
         if detail is not null or fault is not null then
             return next;
         end if;
-    end if;
+    end loop;
     -- Last, as it takes locks that writers notice if they are held for long.
     if to_regprocedure('pgpulse.upkeep_storage()') is not null then
         begin

@@ -231,20 +231,16 @@ begin
 end
 $$;
 
--- Held by whoever packs, unpacks or turns over the table, to the end of the transaction.
-create or replace function pgpulse.lock_storage(rows regclass, wait boolean) returns boolean
-language plpgsql
+-- It had two parameters.
+drop function if exists pgpulse.lock_storage(regclass, boolean);
+
+-- Held by whoever packs, unpacks or turns over the table; shared by those whom only packing disturbs.
+create or replace function pgpulse.lock_storage(rows regclass, wait boolean, shared boolean default false)
+returns boolean
+language sql
 set search_path = pg_catalog, pg_temp
 as $$
-declare
-    key bigint := hashtextextended('pgpulse storage ' || rows::oid, 0);
-begin
-    if wait then
-        perform pg_advisory_xact_lock(key);
-        return true;
-    end if;
-    return pg_try_advisory_xact_lock(key);
-end
+    select pgpulse.lock('storage ' || rows::oid, wait, shared)
 $$;
 
 -- The hypertable that takes over, while pgpulse.move_to_timescale is under way.

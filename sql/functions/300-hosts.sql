@@ -137,7 +137,7 @@ begin
     if rows is null then
         return samples;
     end if;
-    perform pg_advisory_xact_lock_shared(hashtextextended('pgpulse storage ' || rows, 0));
+    perform pgpulse.lock_storage(rows, true, shared => true);
     -- With the range as constants, so that other periods are not read.
     execute format(
         'select array_agg(s)
